@@ -1,0 +1,1 @@
+"""Millrace: a data platform installed with one command. Nothing is imported here, so that ``--help`` is instant."""

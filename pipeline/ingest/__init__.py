@@ -1,0 +1,1 @@
+"""Copying sources into the lake's raw schema, unchanged: files, and any Airbyte connector."""

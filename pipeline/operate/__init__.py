@@ -1,0 +1,1 @@
+"""Running the platform: the embedded database and services, schedules, recovery, retention, health."""

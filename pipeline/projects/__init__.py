@@ -1,0 +1,1 @@
+"""Projects that ship with the platform. Nothing in the platform may import one."""

@@ -1,0 +1,215 @@
+"""Where things are and how much they may use: every environment variable, read once.
+
+What exists (sources, models, schedules) is in the project folder, not here. Secrets come in only by
+`MILLRACE_DATABASE_URL`, the standard ``AWS_*`` variables and the ``${NAME}`` references of source files.
+"""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline.errors import ConfigError
+
+BUNDLED_PROJECT = Path(__file__).parent / "projects" / "nyc"
+GIB = 1 << 30
+
+Role = Literal["millrace", "lake_reader", "exporter"]
+
+
+class Settings(BaseSettings):
+    """One process's view of its surroundings. Build it with `load`, pass it down, never read ``os.environ``."""
+
+    model_config = SettingsConfigDict(env_prefix="MILLRACE_", frozen=True, extra="ignore")
+
+    project_dir: Path = Field(BUNDLED_PROJECT, description="Folder with millrace.yaml, sources/ and dbt/.")
+    state_dir: Path = Field(
+        Path(".millrace"), description="Everything that is made: embedded database, lake, logs, dbt target."
+    )
+    database_url: SecretStr | None = Field(
+        None, description="postgresql://user:password@host:port/ of the server; unset: the embedded one."
+    )
+    lake_data: str = Field("", description="Folder or s3://bucket/prefix of the lake's files; empty: <state>/lake.")
+    data_dir: Path | None = Field(None, description="Folder that file sources read instead of their public addresses.")
+    connectors_dir: Path | None = Field(
+        None, description="Environments of PyAirbyte and of the connectors; unset: <state>/connectors."
+    )
+    scratch_dir: Path | None = Field(None, description="Downloads and spill files; unset: <state>/scratch.")
+    memory_limit_gib: PositiveFloat | None = Field(
+        None,
+        description="DuckDB's memory limit, GiB; unset: half the cgroup's limit, else a quarter of the machine's memory, 2 at most.",
+    )
+    threads: PositiveInt | None = Field(None, description="DuckDB threads; unset: one per available core, 8 at most.")
+    s3_endpoint: str = Field("", description="host:port or URL of an S3 server other than AWS.")
+    s3_region: str = Field("us-east-1", description="Region of the lake's bucket.")
+    partitions_per_run: PositiveInt | None = Field(
+        None, description="Months of a backfill that one run loads; unset: all in a single run."
+    )
+    retention_days: PositiveInt = Field(30, description="Days that logs and run history are kept.")
+    ui_port: PositiveInt = Field(3001, description="Port of the Dagster UI.")
+    code_server_port: PositiveInt = Field(4000, description="Port of the code server.")
+    service_memory_gib: PositiveFloat = Field(2.0, description="Memory cap of each process of `millrace up`, GiB.")
+
+    @field_validator("project_dir", "state_dir", "data_dir", "connectors_dir", "scratch_dir", mode="after")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path and Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  (resolve() would follow symlinks)
+
+    @classmethod
+    def load(cls) -> "Settings":
+        """The settings of this process's environment.
+
+        Raises:
+            ConfigError: naming the variable that has an unusable value.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"MILLRACE_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()
+            )
+            raise ConfigError(f"Reading the environment: {wrong}. Correct or unset the variable.") from None
+
+    # Derived places. Each is made by who writes there.
+
+    @property
+    def is_embedded(self) -> bool:
+        """True if the database is the one this platform starts itself."""
+        return self.database_url is None
+
+    @property
+    def lake_path(self) -> str:
+        """Folder (absolute) or ``s3://`` prefix of the lake's Parquet files, ending in a slash."""
+        return f"{self.lake_data or self.state_dir / 'lake'}".rstrip("/") + "/"
+
+    @property
+    def connectors_path(self) -> Path:
+        """Folder of the connector environments."""
+        return self.connectors_dir or self.state_dir / "connectors"
+
+    @property
+    def scratch_path(self) -> Path:
+        """Folder of downloads and spill files."""
+        return self.scratch_dir or self.state_dir / "scratch"
+
+    @property
+    def extensions_path(self) -> Path:
+        """DuckDB's extension directory, for processes that load extensions by name (dbt)."""
+        return self.state_dir / "duckdb_extensions"
+
+    @property
+    def dbt_target_path(self) -> Path:
+        """Where dbt writes manifest.json and its caches for this project."""
+        return self.state_dir / "dbt" / "target"
+
+    @property
+    def dagster_home(self) -> Path:
+        """DAGSTER_HOME: dagster.yaml and workspace.yaml."""
+        return self.state_dir / "dagster"
+
+    @property
+    def log_path(self) -> Path:
+        """Folder of the services' logs and the runs' compute logs."""
+        return self.state_dir / "logs"
+
+    @cached_property
+    def memory_limit_bytes(self) -> int:
+        """DuckDB's memory limit. A process needs about twice as much in all, hence half of the cgroup's limit."""
+        if self.memory_limit_gib is not None:
+            return int(self.memory_limit_gib * GIB)
+        limit = cgroup_memory_limit()
+        if limit is not None:
+            return limit // 2
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return min(total // 4, 2 * GIB)
+
+    @cached_property
+    def thread_count(self) -> int:
+        """DuckDB's threads."""
+        if self.threads is not None:
+            return self.threads
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(available, 8)
+
+    # The one database address, as each kind of child wants it.
+
+    def libpq(self, database: str, role: Role | None = None) -> dict[str, str]:
+        """libpq keywords (host, port, user, password, sslmode …) for *database*; *role* replaces the user.
+
+        Raises:
+            ConfigError: if no database is configured, or its address cannot be read.
+        """
+        if self.database_url is None:
+            raise ConfigError(
+                "No database: MILLRACE_DATABASE_URL is not set. Run the command under `millrace env`, "
+                "which starts the embedded PostgreSQL, or set it to postgresql://user:password@host:port/."
+            )
+        import psycopg2.extensions  # 20 ms, and most commands do not need it
+
+        try:
+            parts: dict[str, str] = psycopg2.extensions.parse_dsn(self.database_url.get_secret_value())
+        except psycopg2.ProgrammingError:
+            raise ConfigError(
+                "MILLRACE_DATABASE_URL is not a PostgreSQL address. "
+                "It looks like postgresql://user:password@host:port/?sslmode=require."
+            ) from None
+        parts["dbname"] = database
+        parts.setdefault("user", "millrace")
+        if role is not None and role != parts["user"]:
+            parts["user"] = role
+            password = os.environ.get(f"MILLRACE_{role.upper()}_PASSWORD")
+            parts.pop("password", None)
+            if password:
+                parts["password"] = password
+        return parts
+
+    def libpq_environment(self, database: str = "lake", role: Role | None = None) -> dict[str, str]:
+        """``PG*`` variables: what DuckDB's catalogue connection, dbt and psql read. Never put into arguments."""
+        names = {"dbname": "PGDATABASE", "host": "PGHOST", "port": "PGPORT", "user": "PGUSER",
+                 "password": "PGPASSWORD", "sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT",
+                 "connect_timeout": "PGCONNECT_TIMEOUT"}  # fmt: skip
+        parts = {"port": "5432", "connect_timeout": "10", **self.libpq(database, role)}
+        return {names[key]: value for key, value in parts.items() if key in names}
+
+    def child_environment(self) -> dict[str, str]:
+        """What a child process (dbt, dagster, psql) needs on top of this process's environment."""
+        pg = self.libpq("dagster")
+        socket = pg.get("host", "").startswith("/")
+        return {
+            **self.libpq_environment(),
+            "MILLRACE_DATABASE_URL": self.database_url.get_secret_value() if self.database_url else "",
+            "MILLRACE_PROJECT_DIR": str(self.project_dir),
+            "MILLRACE_STATE_DIR": str(self.state_dir),
+            "MILLRACE_LAKE_DATA": self.lake_path,
+            "MILLRACE_LAKE_MEMORY": f"{self.memory_limit_bytes // (1 << 20)}MiB",
+            "MILLRACE_LAKE_THREADS": str(self.thread_count),
+            "MILLRACE_DUCKDB_EXTENSIONS": str(self.extensions_path),
+            "MILLRACE_SCRATCH_DIR": str(self.scratch_path),
+            "DAGSTER_HOME": str(self.dagster_home),
+            # Empty for a socket: libpq then takes PGHOST, and dagster.yaml is the same everywhere.
+            "DAGSTER_PG_HOST": "" if socket else pg.get("host", ""),
+            "DAGSTER_PG_PORT": pg.get("port", "5432"),
+            "DAGSTER_PG_USERNAME": pg["user"],
+            "DAGSTER_PG_PASSWORD": pg.get("password", ""),
+            "DAGSTER_PG_DB": "dagster",
+            "DBT_PROJECT_DIR": str(self.project_dir / "dbt"),
+            "DBT_PROFILES_DIR": str(self.project_dir / "dbt"),
+            "DBT_TARGET_PATH": str(self.dbt_target_path),
+            "DBT_LOG_PATH": str(self.log_path / "dbt"),
+            "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+        }
+
+
+def cgroup_memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes this container may use (cgroup v2, else v1); None where there is no limit."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            text = (root / name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text) < 1 << 60:  # v1 writes "no limit" as a huge number
+            return int(text)
+    return None

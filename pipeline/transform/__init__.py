@@ -1,0 +1,1 @@
+"""From raw to staging to marts: the project's dbt models as assets."""

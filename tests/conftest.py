@@ -1,0 +1,65 @@
+"""Fixtures of all tests: one real PostgreSQL for the session, an empty lake for each test that asks."""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from pipeline.lake.connection import Lake
+from pipeline.operate.database import prepare, stop_embedded, with_database
+from pipeline.settings import Settings
+
+PROVIDER_FILES = Path(__file__).parents[2] / "shared" / "data" / "nyc"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No setting of the person who runs the tests reaches them."""
+    kept = dict(os.environ)
+    for name in list(os.environ):
+        if name.startswith(("MILLRACE_", "DAGSTER_", "DBT_", "PG", "AWS_")) and name != "MILLRACE_REQUIRE_TOOLS":
+            del os.environ[name]
+    os.environ["MILLRACE_STATE_DIR"] = str(tmp_path_factory.mktemp("state"))
+    yield
+    os.environ.clear()
+    os.environ.update(kept)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings whose database is a real PostgreSQL of this session."""
+    home = Settings(state_dir=tmp_path_factory.mktemp("server"))
+    yield with_database(home)
+    stop_embedded(home)
+
+
+@pytest.fixture
+def settings(server: Settings, tmp_path: Path) -> Settings:
+    """Settings with an empty lake and an empty Dagster database of this test's own."""
+    assert server.database_url
+    admin = server.database_url.get_secret_value().replace("millrace@", "postgres@")
+    with closing(psycopg2.connect(admin, dbname="postgres")) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            for name in ("lake", "dagster"):
+                cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    prepare(admin.replace("@/?", "@/postgres?"))
+    return Settings(state_dir=tmp_path / "state", database_url=server.database_url)
+
+
+@pytest.fixture
+def lake(settings: Settings) -> Iterator[Lake]:
+    """An open, empty lake."""
+    with Lake.open(settings) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def provider_files() -> Path:
+    """Folder of real provider files; the test is skipped where it is not at hand."""
+    if not PROVIDER_FILES.is_dir():
+        pytest.skip(f"no provider files in {PROVIDER_FILES}")
+    return PROVIDER_FILES

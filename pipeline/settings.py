@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import ConfigError
@@ -18,6 +18,50 @@ BUNDLED_PROJECT = Path(__file__).parent / "projects" / "nyc"
 GIB = 1 << 30
 
 Role = Literal["millrace", "lake_reader", "exporter"]
+
+
+class Schedules(BaseModel):
+    """Cron expressions, UTC."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    daily_dbt_build: str = Field("0 2 * * *", description="Load every source, build every model, check both.")
+    maintain_lake: str = Field("0 4 * * 0", description="Compact files, expire snapshots, remove orphans.")
+    purge_history: str = Field("0 3 * * *", description="Remove logs and run history past the retention.")
+
+
+class Project(BaseModel):
+    """A project's ``millrace.yaml``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    generate: str = Field(
+        "", pattern=r"^([\w.]+:\w+)?$", description="module:function that writes example data into a folder."
+    )
+    schedules: Schedules = Schedules()
+
+    @classmethod
+    def load(cls, directory: Path) -> "Project":
+        """The project in *directory*.
+
+        Raises:
+            ConfigError: naming the file and each key that is missing, unknown or unusable.
+        """
+        path = directory / "millrace.yaml"
+        import yaml
+
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text()) or {})
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{path}: there is no such file. Set MILLRACE_PROJECT_DIR to a project, or make one with `millrace init DIR`."
+            ) from None
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from error
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            raise ConfigError(f"{path}: {wrong}") from None
 
 
 class Settings(BaseSettings):
@@ -174,13 +218,9 @@ class Settings(BaseSettings):
         parts = {"port": "5432", "connect_timeout": "10", **self.libpq(database, role)}
         return {names[key]: value for key, value in parts.items() if key in names}
 
-    def child_environment(self) -> dict[str, str]:
-        """What a child process (dbt, dagster, psql) needs on top of this process's environment."""
-        pg = self.libpq("dagster")
-        socket = pg.get("host", "").startswith("/")
+    def project_environment(self) -> dict[str, str]:
+        """What tells a child process where the project and its output are. It needs no database."""
         return {
-            **self.libpq_environment(),
-            "MILLRACE_DATABASE_URL": self.database_url.get_secret_value() if self.database_url else "",
             "MILLRACE_PROJECT_DIR": str(self.project_dir),
             "MILLRACE_STATE_DIR": str(self.state_dir),
             "MILLRACE_LAKE_DATA": self.lake_path,
@@ -189,17 +229,31 @@ class Settings(BaseSettings):
             "MILLRACE_DUCKDB_EXTENSIONS": str(self.extensions_path),
             "MILLRACE_SCRATCH_DIR": str(self.scratch_path),
             "DAGSTER_HOME": str(self.dagster_home),
-            # Empty for a socket: libpq then takes PGHOST, and dagster.yaml is the same everywhere.
-            "DAGSTER_PG_HOST": "" if socket else pg.get("host", ""),
-            "DAGSTER_PG_PORT": pg.get("port", "5432"),
-            "DAGSTER_PG_USERNAME": pg["user"],
-            "DAGSTER_PG_PASSWORD": pg.get("password", ""),
-            "DAGSTER_PG_DB": "dagster",
             "DBT_PROJECT_DIR": str(self.project_dir / "dbt"),
             "DBT_PROFILES_DIR": str(self.project_dir / "dbt"),
             "DBT_TARGET_PATH": str(self.dbt_target_path),
             "DBT_LOG_PATH": str(self.log_path / "dbt"),
             "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+        }
+
+    def child_environment(self) -> dict[str, str]:
+        """What a child process (dbt, dagster, psql) needs on top of this process's environment.
+
+        Raises:
+            ConfigError: if there is no database.
+        """
+        pg = self.libpq("dagster")
+        is_socket = pg.get("host", "").startswith("/")
+        return {
+            **self.project_environment(),
+            **self.libpq_environment(),
+            "MILLRACE_DATABASE_URL": self.database_url.get_secret_value() if self.database_url else "",
+            # Empty for a socket: libpq then takes PGHOST, and dagster.yaml is the same everywhere.
+            "DAGSTER_PG_HOST": "" if is_socket else pg.get("host", ""),
+            "DAGSTER_PG_PORT": pg.get("port", "5432"),
+            "DAGSTER_PG_USERNAME": pg["user"],
+            "DAGSTER_PG_PASSWORD": pg.get("password", ""),
+            "DAGSTER_PG_DB": "dagster",
         }
 
 

@@ -5,8 +5,8 @@ lake schema ``ingest`` what is known of loads. Bookkeeping is append-only: DuckL
 writers commit together, while an update would make every load conflict with every other.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pipeline.errors import SourceRejected
@@ -19,12 +19,12 @@ REJECT_COLUMNS = {"_file": "VARCHAR", "_row": "BIGINT", "column": "VARCHAR", "re
 
 BOOKKEEPING = {
     "files": "source VARCHAR, stream VARCHAR, path VARCHAR, month VARCHAR, bytes BIGINT, etag VARCHAR, "
-    "modified_at TIMESTAMPTZ, checksum VARCHAR, rows BIGINT, rejects BIGINT, status VARCHAR, at TIMESTAMPTZ, run_id VARCHAR",
-    "connector_state": "source VARCHAR, stream VARCHAR, sequence BIGINT, state JSON, at TIMESTAMPTZ, run_id VARCHAR",
+    "modified_at TIMESTAMPTZ, checksum VARCHAR, rows BIGINT, rejects BIGINT, status VARCHAR, recorded_at TIMESTAMPTZ, run_id VARCHAR",
+    "connector_state": "source VARCHAR, stream VARCHAR, sequence BIGINT, state JSON, recorded_at TIMESTAMPTZ, run_id VARCHAR",
     "schema_changes": "source VARCHAR, stream VARCHAR, column_name VARCHAR, type VARCHAR, change VARCHAR, "
-    "at TIMESTAMPTZ, run_id VARCHAR",
+    "recorded_at TIMESTAMPTZ, run_id VARCHAR",
     "loads": "source VARCHAR, stream VARCHAR, month VARCHAR, rows BIGINT, rejects BIGINT, seconds DOUBLE, "
-    "at TIMESTAMPTZ, run_id VARCHAR",
+    "recorded_at TIMESTAMPTZ, run_id VARCHAR",
 }
 
 # Widenings that lose nothing; any other difference between a file and its table is a changed type.
@@ -46,21 +46,6 @@ _WIDER = {
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a load is, for a terminal or a log."""
-
-    stream: str
-    rows: int = 0
-    bytes_done: int = 0
-    bytes_total: int | None = None
-    files_done: int = 0
-    files_total: int | None = None
-
-
-Report = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
 class LoadResult:
     """What a load of one stream did. Rows are those of this load, not of the table."""
 
@@ -72,7 +57,8 @@ class LoadResult:
     files_loaded: tuple[str, ...] = ()
     files_unchanged: int = 0
     files_vanished: tuple[str, ...] = ()
-    columns_added: tuple[str, ...] = field(default=())
+    rows_by_month: tuple[tuple[str, int], ...] = ()
+    columns_added: tuple[str, ...] = ()
 
     @property
     def table(self) -> str:
@@ -151,6 +137,7 @@ def fit_table(
 
 def fits(kind: str, into: str) -> bool:
     """True if values of type *kind* go into a column of type *into* without loss."""
+    kind, into = (text.replace("TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ").replace(" ", "") for text in (kind, into))
     return kind == into or into in _WIDER.get(kind, ()) or kind == '"NULL"' or into in ("VARCHAR", "JSON")
 
 

@@ -84,23 +84,13 @@ class Lake:
             LakeRejected: if the lake cannot be used: unknown format, other data path, unwritable folder.
         """
         path = settings.lake_path
-        # In the environment and not in the statement: an ATTACH text is shown by duckdb_databases().
-        os.environ.update(settings.libpq_environment(role=role))
         scratch = settings.scratch_path / "duckdb"
-        try:
-            if not path.startswith("s3://") and not read_only:
-                Path(path).mkdir(parents=True, exist_ok=True)
-                if not os.access(path, os.W_OK):
-                    raise PermissionError(13, "Permission denied")
-            scratch.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LakeRejected(
-                f"Opening the lake: {error.filename or path}: {error.strerror}. "
-                "Make the folder writable, or set MILLRACE_LAKE_DATA and MILLRACE_STATE_DIR to others."
-            ) from error
+        if not read_only:
+            _prepare_folders(path, scratch)
         connection = duckdb.connect(
             config={
                 "autoinstall_known_extensions": False,  # a missing file fails at once, not after a DNS time-out
+                "autoload_known_extensions": False,  # nothing comes from the user's home folder
                 "memory_limit": f"{settings.memory_limit_bytes}B",
                 "threads": settings.thread_count,
                 "temp_directory": str(scratch),
@@ -108,13 +98,15 @@ class Lake:
         )
         lake = cls(connection, settings)
         try:
-            connection.execute("SET TimeZone = 'UTC'")
-            for name in EXTENSIONS if path.startswith("s3://") else EXTENSIONS[:2]:
-                connection.execute(f"LOAD '{extension_file(name)}'")
-            if path.startswith("s3://"):
-                lake._configure_s3()
-            options = [f"DATA_PATH '{path}'"] + (["READ_ONLY"] if read_only else [])
             with lake.errors("Opening the lake"):
+                connection.execute("SET TimeZone = 'UTC'")
+                for name in EXTENSIONS if path.startswith("s3://") else EXTENSIONS[:2]:
+                    connection.execute(f"LOAD {sql_text(str(extension_file(name)))}")
+                if path.startswith("s3://"):
+                    lake._configure_s3()
+                lake._create_secret("catalogue", "postgres", _catalogue_secret(settings, role))
+                # No address in the path: duckdb_databases() shows it, and so does the error of a failed ATTACH.
+                options = ["META_SECRET 'catalogue'", f"DATA_PATH {sql_text(path)}"] + ["READ_ONLY"] * read_only
                 connection.execute(f"ATTACH 'ducklake:postgres:' AS lake ({', '.join(options)})")
                 connection.execute("USE lake")
         except BaseException:
@@ -222,8 +214,38 @@ class Lake:
             "URL_STYLE": "path" if endpoint else "vhost",
             "USE_SSL": "false" if endpoint.startswith("http://") else "true",
         }
-        options = ", ".join(f"{key} {sql_text(value)}" for key, value in values.items() if value)
-        self.connection.execute(f"CREATE SECRET lake_data (TYPE s3, {options})")
+        self._create_secret("lake_data", "s3", values)
+        for name in ("s3_access_key_id", "s3_secret_access_key", "s3_session_token"):
+            # LOAD httpfs copies AWS_* into settings, which duckdb_settings() shows in clear.
+            self.connection.execute(f"SET {name} = ''")
+
+    def _create_secret(self, name: str, kind: str, values: dict[str, str]) -> None:
+        given = {key: value for key, value in values.items() if value}
+        # Bound and not written into the statement: no error text and no log can repeat them.
+        options = "".join(f", {key} ?" for key in given)
+        self.connection.execute(f"CREATE SECRET {name} (TYPE {kind}{options})", list(given.values()))
+
+
+def _prepare_folders(path: str, scratch: Path) -> None:
+    try:
+        if not path.startswith("s3://"):
+            Path(path).mkdir(parents=True, exist_ok=True)
+            if not os.access(path, os.W_OK):
+                raise PermissionError(13, "Permission denied")
+        scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LakeRejected(
+            f"Opening the lake: {error.filename or path}: {error.strerror}. "
+            "Make the folder writable, or set MILLRACE_LAKE_DATA and MILLRACE_STATE_DIR to others."
+        ) from error
+
+
+def _catalogue_secret(settings: Settings, role: Role | None) -> dict[str, str]:
+    """The catalogue's address as options of a ``postgres`` secret."""
+    names = {"dbname": "DBNAME", "host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD",
+             "sslmode": "SSLMODE", "sslrootcert": "SSLROOTCERT", "connect_timeout": "CONNECT_TIMEOUT"}  # fmt: skip
+    parts = {"connect_timeout": "10", **settings.libpq("lake", role)}
+    return {names[key]: value for key, value in parts.items() if key in names}
 
 
 def sql_text(value: str) -> str:
@@ -236,31 +258,43 @@ def sql_name(*parts: str) -> str:
     return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
 
 
+# What DuckDB's, DuckLake's and libpq's messages contain, most telling first; all seen, see tests/lake.
+_CONFLICT = ("transaction conflict", "conflict on", "retry count", "could not serialize access")
+_DISK_FULL = ("no space left", "disk quota", "file too large")
+_NOT_ALLOWED = ("permission denied", "permission error", "read-only", "password authentication failed", "no pg_hba.conf entry",
+                "does not exist on the server", "http 403", "(http 403", "http 401", "access denied", "nosuchbucket")  # fmt: skip
+_UNREACHABLE = ("unable to connect", "could not connect", "connection refused", "server closed", "terminating connection",
+                "connection to server", "no connection to the server", "ssl syscall", "bad connection", "http error",
+                "failed to execute query \"rollback\"", "failed to execute query \"commit\"", "could not resolve")  # fmt: skip
+
+
 def _translated(doing: str, error: duckdb.Error) -> LakeError:
-    text = str(error).strip()
-    lower = text.lower()
-    first = text.splitlines()[0]
-    if "transaction conflict" in lower or "conflict on" in lower:
-        return LakeConflict(f"{doing}: another writer of the same table committed first. {text.splitlines()[-1]}")
-    if "no space left" in lower or "disk quota" in lower:
-        return LakeRejected(f"{doing}: the disk is full. Nothing was committed; free space and run again. ({first})")
+    found = " ".join(str(error).split())[:500]
+    lower = found.lower()
+
+    def mentions(signs: tuple[str, ...]) -> bool:
+        return any(sign in lower for sign in signs)
+
+    if mentions(_CONFLICT):
+        return LakeConflict(f"{doing}: another writer of the same table committed first. ({found})")
+    if mentions(_DISK_FULL):
+        return LakeRejected(f"{doing}: the disk is full. Nothing was committed; free space and run again. ({found})")
     if isinstance(error, duckdb.OutOfMemoryException):
         return LakeRejected(
-            f"{doing}: DuckDB's memory limit was reached. Raise MILLRACE_MEMORY_LIMIT_GIB or load less at once. ({first})"
+            f"{doing}: DuckDB's memory limit was reached. Raise MILLRACE_MEMORY_LIMIT_GIB or load less at once. ({found})"
         )
-    if "only ducklake versions" in lower or "ducklake catalog version" in lower or "catalog version mismatch" in lower:
+    if "catalog version mismatch" in lower or "only ducklake versions" in lower:
         return LakeRejected(
-            f"{doing}: the lake's format is not the one this version reads ({first}). "
-            "A newer lake needs a newer Millrace; an older one is migrated on purpose, after a backup."
+            f"{doing}: the lake's format is not the one this version reads ({found}). A newer lake needs a newer "
+            "Millrace. An older one: back up the database `lake`, then attach it once in DuckDB with "
+            "AUTOMATIC_MIGRATION true."
         )
-    if "data_path" in lower or "data path" in lower:
-        return LakeRejected(f"{doing}: {first} Set MILLRACE_LAKE_DATA to the path this lake was made with.")
-    if any(
-        sign in lower
-        for sign in ("unable to connect", "connection refused", "server closed", "could not connect", "terminating connection",
-                     "connection to server", "no connection to the server", "ssl syscall", "bad connection", "http error")
-    ):  # fmt: skip
-        return LakeUnavailable(f"{doing}: the catalogue or its data cannot be reached ({first}).")
-    if "permission denied" in lower or "read-only" in lower:
-        return LakeRejected(f"{doing}: not permitted ({first}).")
-    return LakeError(f"{doing}: {text}")
+    if "does not match existing data path" in lower:
+        return LakeRejected(f"{doing}: {found} Set MILLRACE_LAKE_DATA to the path this lake was made with.")
+    if "creating a new ducklake is explicitly disabled" in lower:
+        return LakeRejected(f"{doing}: there is no lake yet. Load something first: `millrace run` makes it.")
+    if mentions(_NOT_ALLOWED):
+        return LakeRejected(f"{doing}: not permitted ({found}). Correct the credentials or the permissions.")
+    if mentions(_UNREACHABLE):
+        return LakeUnavailable(f"{doing}: the catalogue or its data cannot be reached ({found}).")
+    return LakeError(f"{doing}: {str(error).strip()}")

@@ -1,0 +1,411 @@
+"""The command `millrace`: parse, one call, print. Everything heavy is imported inside the commands."""
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.ingest.spec import SourceFile
+    from pipeline.lake.connection import Lake
+    from pipeline.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Command(click.Group):
+    """A group that turns our errors into one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            from pipeline.errors import MillraceError
+
+            if isinstance(error, MillraceError):
+                raise click.ClickException(str(error)) from error
+            raise
+
+
+@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--project", type=click.Path(file_okay=False, path_type=Path), help="Project folder (MILLRACE_PROJECT_DIR)."
+)
+@click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="State folder (MILLRACE_STATE_DIR).")
+def main(project: Path | None, state: Path | None) -> None:
+    """Millrace: sources → lake → models, on one machine or a cluster."""
+    if project:
+        os.environ["MILLRACE_PROJECT_DIR"] = str(project.resolve())
+    if state:
+        os.environ["MILLRACE_STATE_DIR"] = str(state.resolve())
+
+
+def _settings(*, database: bool = True) -> "Settings":
+    from pipeline.settings import Settings
+
+    settings = Settings.load()
+    if database:
+        from pipeline.operate.database import with_database
+
+        settings = with_database(settings)
+    return settings
+
+
+@contextlib.contextmanager
+def _lake(*, read_only: bool = False) -> Iterator["Lake"]:
+    from pipeline.lake.connection import Lake
+
+    with Lake.open(_settings(), read_only=read_only) as lake:
+        yield lake
+
+
+def _console(*, error: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=error, highlight=False, soft_wrap=True)
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    numeric = [
+        bool(rows) and all(isinstance(row[i], int | float) or row[i] is None for row in rows)
+        for i in range(len(columns))
+    ]
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for name, is_number in zip(columns, numeric, strict=True):
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_shown(value)) for value in row))
+    console = _console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.3f}".rstrip("0").rstrip(".")
+    return str(value)
+
+
+# run
+
+
+@main.command()
+@click.option("--select", default="*", show_default=True, help="Asset keys: raw/tlc/*,+marts/fct_trips")
+@click.option("--partition", help="A month (2021-01) or a range (2021-01...2021-03); default: what is new or changed.")
+@click.option("--full", is_flag=True, help="Load every file again and rebuild every model.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
+def run(select: str, partition: str | None, full: bool, as_json: bool) -> None:
+    """Load sources, build models, check both, here and now."""
+    from pipeline.operate.console import progress, show_summary
+    from pipeline.operate.run import run as run_assets
+
+    settings = _settings()
+    with progress(_console(error=True)) as (report, log):
+        summary = run_assets(settings, select=select, partition=partition, full=full, report=report, log=log)
+    if as_json:
+        click.echo(json.dumps(summary.as_dict(), indent=2, default=str))
+    else:
+        show_summary(_console(), summary)
+    sys.exit(0 if summary.succeeded else 1)
+
+
+# services
+
+
+@main.command()
+@click.option("--foreground", is_flag=True, help="Stay, and stop the services when interrupted.")
+def up(foreground: bool) -> None:
+    """Start code server, daemon and UI."""
+    from pipeline.operate import services
+
+    services.up(_settings(), foreground=foreground, echo=click.echo)
+
+
+@main.command()
+def down() -> None:
+    """Stop everything that `up` started, and the embedded database."""
+    from pipeline.operate import services
+
+    services.down(_settings(database=False), echo=click.echo)
+
+
+@main.command()
+def status() -> None:
+    """Show the services and their health; exit 1 unless all are healthy."""
+    from pipeline.operate import services
+
+    found = services.status(_settings(database=False))
+    _print_table(["service", "state", "detail"], [[item.name, item.state, item.detail] for item in found])
+    sys.exit(0 if all(item.state == "healthy" for item in found) else 1)
+
+
+@main.command()
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def env(command: tuple[str, ...]) -> None:
+    """Print the variables for plain dbt, dagster and psql, or run COMMAND with them.
+
+    \b
+    eval "$(millrace env)"
+    millrace env -- dbt build
+    """
+    from pipeline.lake.connection import install_extensions
+    from pipeline.operate.database import postgres_bin
+    from pipeline.operate.instance import ensure_instance
+
+    settings = _settings()
+    install_extensions(settings.extensions_path)
+    variables = settings.child_environment()
+    os.environ.update(variables)
+    ensure_instance(settings)
+    settings.scratch_path.mkdir(parents=True, exist_ok=True)
+    folders = [str(Path(sys.executable).parent)]
+    with contextlib.suppress(Exception):
+        folders.append(str(postgres_bin(settings)))
+    path = os.pathsep.join([*folders, os.environ.get("PATH", "")])
+    if command:
+        os.environ["PATH"] = path
+        try:
+            os.execvp(command[0], command)  # noqa: S606
+        except OSError as error:
+            raise click.ClickException(f"Starting {command[0]}: {error.strerror}.") from error
+    for name, value in sorted(variables.items()):
+        click.echo(f"export {name}={shlex.quote(value)}")
+    click.echo(f"export PATH={shlex.quote(path)}")
+
+
+# project
+
+
+@main.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+def init(directory: Path) -> None:
+    """Start a new project in DIRECTORY."""
+    from pipeline.operate.scaffold import write_project
+
+    for path in write_project(directory):
+        click.echo(f"wrote {path}")
+    click.echo(f"Next: millrace --project {directory} check && millrace --project {directory} run")
+
+
+@main.command()
+def check() -> None:
+    """Validate the whole project: every source, the dbt project, the definitions."""
+    from pipeline.operate.project_check import check_project
+
+    problems = 0
+    for subject, detail, problem in check_project(_settings(database=False)):
+        if problem:
+            problems += 1
+            click.echo(f"✗ {subject}\n{problem}", err=True)
+        else:
+            click.echo(f"✓ {subject}: {detail}")
+    if problems:
+        raise click.ClickException(f"{problems} of the project's parts must be corrected.")
+
+
+@main.command("generate-data")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+def generate_data(directory: Path) -> None:
+    """Write the project's example data into DIRECTORY."""
+    from pipeline.operate.scaffold import generate
+
+    files = generate(_settings(database=False), directory)
+    size = sum(path.stat().st_size for path in files)
+    click.echo(f"{len(files)} files, {size / 1e6:.1f} MB in {directory}")
+
+
+# sources
+
+
+@main.group()
+def sources() -> None:
+    """Look at the project's sources and their connectors."""
+
+
+def _sources(settings: "Settings") -> "list[SourceFile]":
+    from pipeline.ingest.spec import load_sources
+
+    return load_sources(settings.project_dir / "sources")
+
+
+def _source(settings: "Settings", name: str) -> "SourceFile":
+    found = {file.source.name: file for file in _sources(settings)}
+    if name not in found:
+        raise click.ClickException(f"There is no source {name!r}. There are: {', '.join(found)}")
+    return found[name]
+
+
+@sources.command("list")
+def list_sources() -> None:
+    """List sources and streams as declared; nothing is contacted."""
+    rows = [
+        [
+            file.source.name,
+            stream.name,
+            file.source.kind,
+            file.source.owner,
+            stream.description or file.source.description,
+        ]
+        for file in _sources(_settings(database=False))
+        for stream in file.source.streams
+    ]
+    _print_table(["source", "stream", "kind", "owner", "description"], rows)
+
+
+@sources.command("check")
+@click.argument("names", nargs=-1)
+def check_sources(names: tuple[str, ...]) -> None:
+    """Ask each source (or NAMES) whether it can be reached."""
+    from pipeline.ingest.airbyte import probe
+    from pipeline.ingest.health import check_sources as look
+    from pipeline.lake.connection import Lake
+
+    settings = _settings()
+    files = [_source(settings, name) for name in names] or _sources(settings)
+    with Lake.open(settings) as lake:
+        found = look(lake, files, settings, probe=lambda file: probe(file, settings))
+    _print_table(
+        ["source", "stream", "reachable", "seconds", "last change", "last load", "error"],
+        [
+            [
+                item.source,
+                item.stream,
+                item.reachable,
+                round(item.latency_seconds, 3),
+                item.last_change,
+                item.last_load,
+                item.error,
+            ]
+            for item in found
+        ],
+    )
+    sys.exit(0 if all(item.reachable for item in found) else 1)
+
+
+@sources.command()
+@click.argument("name")
+@click.option("--stream", help="Default: the first.")
+@click.option("--limit", default=5, show_default=True, type=click.IntRange(1, 1000))
+def preview(name: str, stream: str | None, limit: int) -> None:
+    """Show the first rows of a source, straight from it."""
+    from pipeline.ingest.preview import preview as look
+
+    settings = _settings()
+    answer = look(_source(settings, name), stream, settings, limit=limit)
+    _print_table(answer.columns, answer.rows, title=answer.title)
+
+
+@sources.command()
+@click.argument("name")
+def discover(name: str) -> None:
+    """Show what a source offers: its files, or its connector's streams and fields."""
+    from pipeline.ingest.preview import discover as look
+
+    settings = _settings()
+    for answer in look(_source(settings, name), settings):
+        _print_table(answer.columns, answer.rows, title=answer.title)
+
+
+@sources.command()
+def install() -> None:
+    """Build the connectors' environments, each of the version its source pins."""
+    from pipeline.ingest.airbyte import install as install_connectors
+
+    settings = _settings(database=False)
+    install_connectors(settings, _sources(settings), click.echo)
+
+
+# lake
+
+
+@main.command()
+@click.argument("statement")
+@click.option("--timeout", default=30.0, show_default=True, help="Seconds.")
+@click.option("--limit", default=1000, show_default=True, type=click.IntRange(1, 1_000_000), help="Rows at most.")
+@click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+def sql(statement: str, timeout: float, limit: int, style: str) -> None:
+    """Run one SELECT on a locked connection that can read the lake and nothing else."""
+    from pipeline.lake.reader import Reader
+
+    with Reader.open(_settings()) as reader:
+        answer = reader.query(statement, timeout_seconds=timeout, max_rows=limit)
+    if style == "json":
+        click.echo(json.dumps([dict(zip(answer.columns, row, strict=True)) for row in answer.rows], default=str))
+    elif style == "csv":
+        import csv
+
+        writer = csv.writer(sys.stdout)
+        writer.writerow(answer.columns)
+        writer.writerows(answer.rows)
+    else:
+        _print_table(answer.columns, answer.rows)
+    if answer.truncated:
+        click.echo(f"Only the first {len(answer.rows):,} rows; see --limit.", err=True)
+
+
+@main.group()
+def lake() -> None:
+    """Look at the lake and keep it tidy."""
+
+
+@lake.command()
+def catalog() -> None:
+    """List every table: rows, bytes, files, last change and the run behind it."""
+    from pipeline.lake.catalogue import tables
+
+    with _lake(read_only=True) as opened:
+        found = tables(opened)
+    _print_table(
+        ["table", "kind", "rows", "bytes", "files", "columns", "snapshot", "changed", "by"],
+        [
+            [item.name, item.kind, *((item.statistics.rows, item.statistics.bytes, item.statistics.files) if item.statistics else (None,) * 3),
+             len(item.columns), item.snapshot_id, item.changed_at and f"{item.changed_at:%Y-%m-%d %H:%M:%S}", item.run_id[:8]]
+            for item in found
+        ],
+    )  # fmt: skip
+
+
+@lake.command()
+@click.argument("table")
+def profile(table: str) -> None:
+    """Profile the columns of TABLE (schema.table): nulls, distinct, range, quantiles, top values."""
+    from pipeline.lake.profile import profile as look
+
+    with _lake(read_only=True) as opened:
+        found = look(opened, table)
+    _print_table(
+        ["column", "type", "nulls", "distinct", "min", "max", "quantiles", "top values"],
+        [
+            [item.name, item.type, item.nulls, item.distinct, item.min, item.max, item.quantiles, item.top_values]
+            for item in found.columns
+        ],
+        title=f"{table}: {found.rows:,} rows",
+    )
+
+
+@lake.command()
+@click.option("--older-than-days", default=30, show_default=True, type=click.IntRange(1), help="Snapshots to expire.")
+def maintain(older_than_days: int) -> None:
+    """Compact files, expire old snapshots, remove what nothing refers to. Safe beside running loads."""
+    from pipeline.lake.maintenance import maintain as maintain_lake
+
+    with _lake() as opened:
+        click.echo(str(maintain_lake(opened, older_than_days=older_than_days)))

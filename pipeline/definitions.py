@@ -1,0 +1,33 @@
+"""The whole asset graph on one page: what Dagster loads."""
+
+import dagster as dg
+
+from pipeline.ingest import assets as ingest_assets
+from pipeline.ingest import checks as ingest_checks
+from pipeline.ingest.spec import load_sources
+from pipeline.lake.resources import build_lake_resource
+from pipeline.operate.jobs import build_jobs
+from pipeline.operate.schedules import build_schedules
+from pipeline.settings import Project, Settings
+from pipeline.transform import assets as transform_assets
+
+
+def build(settings: Settings) -> dg.Definitions:
+    """The platform's definitions for the project of *settings*.
+
+    Raises:
+        ConfigError: if a file of the project is wrong; it names the file and the line.
+    """
+    project = Project.load(settings.project_dir)
+    sources = load_sources(settings.project_dir / "sources")
+    return dg.Definitions(
+        assets=[*ingest_assets.build_assets(sources, settings), *transform_assets.build_assets(settings)],
+        asset_checks=ingest_checks.build_checks(sources),
+        jobs=build_jobs(settings),
+        schedules=build_schedules(project),
+        resources={"lake": build_lake_resource(settings)},
+        executor=dg.in_process_executor,  # a run is the unit that is isolated and limited, not a step
+    )
+
+
+defs = build(Settings.load())

@@ -1,0 +1,115 @@
+"""What `millrace run` shows: progress while it works, a summary at the end."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pipeline.progress import Progress, Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.operate.run import Summary
+
+PLAIN_INTERVAL_SECONDS = 5  # between two lines about the same task where there is no terminal
+LISTED = 20
+
+
+@contextmanager
+def progress(console: "Console") -> Iterator[tuple[Report, Callable[[str], None]]]:
+    """A `Report` and a log function: live bars on a terminal, plain lines elsewhere."""
+    if console.is_terminal:
+        yield from _live(console)
+    else:
+        yield _plain(console)
+
+
+def _describe(step: Progress) -> str:
+    parts = []
+    if step.items_total:
+        parts.append(f"{step.items_done}/{step.items_total} {step.item}")
+    if step.rows:
+        parts.append(f"{step.rows:,} rows")
+    if step.bytes_total:
+        parts.append(f"{step.bytes_done / 1e6:,.0f} of {step.bytes_total / 1e6:,.0f} MB")
+    return ", ".join(parts)
+
+
+def _plain(console: "Console") -> tuple[Report, Callable[[str], None]]:
+    said: dict[str, tuple[str, float]] = {}
+
+    def report(step: Progress) -> None:
+        name, text, now = step.task, _describe(step), time.monotonic()
+        before = said.get(name)
+        is_last = step.share == 1.0 and bool(step.items_total)
+        if text and (before is None or (before[0] != text and (is_last or now - before[1] > PLAIN_INTERVAL_SECONDS))):
+            said[name] = (text, now)
+            console.print(f"{name}: {text}")
+
+    return report, console.print
+
+
+def _live(console: "Console") -> Iterator[tuple[Report, Callable[[str], None]]]:
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[facts]}"),
+               TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
+    tasks: dict[str, Any] = {}
+    with Bars(*columns, console=console) as bars:
+
+        def report(step: Progress) -> None:
+            if step.items_total == 0:
+                return
+            task = tasks.get(step.task)
+            if task is None:
+                task = tasks[step.task] = bars.add_task(step.task, total=None, facts="")
+            share = step.share
+            bars.update(task, total=None if share is None else 1.0, completed=share or 0.0, facts=_describe(step))
+
+        yield report, bars.console.print
+
+
+def show_summary(console: "Console", summary: "Summary") -> None:
+    """Tables with their rows, checks, timings, errors, and where to look next."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("asset", "status", title_justify="left")
+    table.add_column("rows", justify="right")
+    table.add_column("new", justify="right")
+    for item in summary.assets.values():
+        style = {"built": "green", "failed": "red"}.get(item.status, "yellow")
+        table.add_row(
+            Text(item.name),
+            Text(item.status, style=style),
+            "" if item.rows is None else f"{item.rows:,}",
+            "" if item.rows_loaded is None else f"{item.rows_loaded:,}",
+        )
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+    states = [item.status for item in summary.checks.values()]
+    if states:
+        console.print(
+            f"checks: {states.count('passed')} passed, {states.count('warned')} warned, {states.count('failed')} failed"
+        )
+    bad = [item for item in summary.checks.values() if item.status != "passed"]
+    for item in bad[:LISTED]:
+        console.print(
+            Text(f"  {item.status}: {item.name} ({item.detail})", style="red" if item.status == "failed" else "yellow")
+        )
+    if len(bad) > LISTED:
+        console.print(f"  … and {len(bad) - LISTED} more")
+    slow = sorted(
+        ((name, spent) for name, spent in summary.seconds.items() if name != "total"), key=lambda pair: -pair[1]
+    )
+    console.print(
+        f"time: {summary.seconds['total']:.1f} s; " + ", ".join(f"{name} {spent:.1f} s" for name, spent in slow[:6])
+    )
+    for error in summary.errors:
+        console.print(Text(f"error: {error}", style="red"))
+    skipped = [name for name, item in summary.assets.items() if item.status == "skipped"]
+    if skipped:
+        console.print(f"skipped, because what they are built of failed: {', '.join(skipped)}")

@@ -1,0 +1,1 @@
+"""The bundled project: New York's bikes, taxis and weather."""

@@ -77,6 +77,14 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title
     from rich.table import Table
     from rich.text import Text
 
+    console = _console()
+    if not console.is_terminal:
+        console.width = 160
+    widths = [max([len(name), *(len(_shown(row[i])) for row in rows[:100])]) + 3 for i, name in enumerate(columns)]
+    if rows and len(columns) > 5 and sum(widths) > console.width:  # too wide to read: one line a column instead
+        shown = rows[: max(1, min(len(rows), 4))]
+        rows = [[name, *(row[i] for row in shown)] for i, name in enumerate(columns)]
+        columns = ["column", *(f"row {number}" for number in range(1, len(shown) + 1))]
     numeric = [
         bool(rows) and all(isinstance(row[i], int | float) or row[i] is None for row in rows)
         for i in range(len(columns))
@@ -86,9 +94,6 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_shown(value)) for value in row))
-    console = _console()
-    if not console.is_terminal:
-        console.width = 200
     console.print(table)
 
 
@@ -178,7 +183,7 @@ def env(command: tuple[str, ...]) -> None:
     settings.scratch_path.mkdir(parents=True, exist_ok=True)
     folders = [str(Path(sys.executable).parent)]
     with contextlib.suppress(Exception):
-        folders.append(str(postgres_bin(settings)))
+        folders.append(str(postgres_bin()))
     path = os.pathsep.join([*folders, os.environ.get("PATH", "")])
     if command:
         os.environ["PATH"] = path

@@ -1,5 +1,7 @@
 """The whole asset graph on one page: what Dagster loads."""
 
+import warnings
+
 import dagster as dg
 
 from pipeline.ingest import assets as ingest_assets
@@ -8,8 +10,11 @@ from pipeline.ingest.spec import load_sources
 from pipeline.lake.resources import build_lake_resource
 from pipeline.operate.jobs import build_jobs
 from pipeline.operate.schedules import build_schedules
+from pipeline.operate.sensors import build_sensors
 from pipeline.settings import Project, Settings
 from pipeline.transform import assets as transform_assets
+
+warnings.filterwarnings("ignore", category=dg.BetaWarning)  # backfill policies; Dagster's version is pinned
 
 
 def build(settings: Settings) -> dg.Definitions:
@@ -19,12 +24,14 @@ def build(settings: Settings) -> dg.Definitions:
         ConfigError: if a file of the project is wrong; it names the file and the line.
     """
     project = Project.load(settings.project_dir)
+    jobs = build_jobs(settings)
     sources = load_sources(settings.project_dir / "sources")
     return dg.Definitions(
         assets=[*ingest_assets.build_assets(sources, settings), *transform_assets.build_assets(settings)],
         asset_checks=ingest_checks.build_checks(sources),
-        jobs=build_jobs(settings),
+        jobs=jobs,
         schedules=build_schedules(project),
+        sensors=build_sensors(jobs),
         resources={"lake": build_lake_resource(settings)},
         executor=dg.in_process_executor,  # a run is the unit that is isolated and limited, not a step
     )

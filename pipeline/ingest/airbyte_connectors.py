@@ -185,7 +185,7 @@ class Connector:
             given = scratch / "request.json"
             given.write_text(json.dumps(request))
             with Child(
-                [str(pyairbyte_python(self.settings)), str(DRIVER)],
+                [str(pyairbyte_python(self.settings)), "-I", str(DRIVER)],
                 doing=doing,
                 scratch=scratch,
                 environment=environment,
@@ -339,12 +339,14 @@ def _build_pyairbyte(folder: Path) -> None:
     beside = Path(sys.executable).with_name("uv")
     uv = str(beside) if beside.exists() else shutil.which("uv")
     python = folder / "bin" / "python"
+    # The lock is complete; resolving it again, pip trips over a pinned package that is also asked for with an extra.
+    requirements = ["--no-deps", "-r", str(LOCK_FILE)]
     if uv:
         _run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)])
-        _run([uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), "-r", str(LOCK_FILE)])
+        _run([uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), *requirements])
     else:
         _run([sys.executable, "-m", "venv", str(folder)])
-        _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(LOCK_FILE)])
+        _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements])
 
 
 def _run(command: list[str]) -> None:

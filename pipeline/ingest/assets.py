@@ -51,7 +51,7 @@ def _file_asset(file: SourceFile, stream: FileStream, settings: Settings, retry:
     source = file.source.name
     months = stream.months if stream.is_monthly else None
 
-    @dg.asset(
+    @dg.asset(  # type: ignore[untyped-decorator]  # of the ** below
         **_common(file, stream),
         kinds={stream.format or "files", "ducklake"},
         partitions_def=_months(months.first, months.last) if months else None,
@@ -84,6 +84,7 @@ def _file_asset(file: SourceFile, stream: FileStream, settings: Settings, retry:
                 context.log_event(event)
         yield dg.MaterializeResult(metadata=_metadata(lake, result))
 
+    assert isinstance(load, dg.AssetsDefinition)
     return load
 
 

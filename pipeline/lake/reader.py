@@ -48,6 +48,8 @@ FORBIDDEN_FUNCTIONS = {
     "variant_bytes_to_variant": "takes raw memory",
 }
 
+_MISTAKES = (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError, duckdb.PermissionException)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -169,7 +171,7 @@ class Reader:
             name = node["function_name"].lower()
             if name in FORBIDDEN_FUNCTIONS or name.startswith("__internal"):
                 raise _refused(f"the function {name} {FORBIDDEN_FUNCTIONS.get(name, 'is not for people')}")
-        if "class" in node or "sample" not in node or "select_list" in node:
+        if "class" in node or "select_list" in node or "sample" not in node:
             return  # an expression or a query: what they read from are nodes of their own
         kind = node.get("type")
         if kind not in SOURCES or (kind == "SHOW_REF" and not node["query"]):
@@ -210,7 +212,7 @@ class Reader:
                 ) from error
             if isinstance(cause, duckdb.OutOfMemoryException):
                 raise QueryRejected(f"The query needs more memory than it may use. Read less. ({cause})") from error
-            if isinstance(cause, duckdb.ProgrammingError | duckdb.DataError | duckdb.NotSupportedError):
+            if isinstance(cause, _MISTAKES):
                 raise QueryRejected(f"The query is not right: {cause}") from error
             raise
 

@@ -1,5 +1,6 @@
 """The jobs that people and schedules start."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -40,7 +41,7 @@ def _purge_job(settings: Settings) -> dg.JobDefinition:
     def purge_op(context: dg.OpExecutionContext) -> None:
         from pipeline.operate.retention import purge
 
-        context.log.info(f"{purge(settings, context.instance, older_than_days=settings.retention_days)}")
+        context.log.info(f"{purge(settings, older_than_days=settings.retention_days, now=datetime.now(UTC))}")
 
     @dg.job(name=PURGE, description="Remove logs and run history past the retention. No asset loses its status.")
     def job() -> None:

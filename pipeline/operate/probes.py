@@ -4,12 +4,12 @@ import http.client
 import json
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.operate.database import connect
 from pipeline.settings import Settings
 
 ANSWER_SECONDS = 5.0
+DO_NOT_LOAD = "the definitions do not load"
 HEARTBEAT_SECONDS = 180.0  # six missed; Dagster itself waits for 1800
 
 
@@ -21,7 +21,7 @@ class Answer:
     problem: str = ""
 
 
-def probe_code_server(host: str, port: int, log: Path) -> Answer:
+def probe_code_server(host: str, port: int) -> Answer:
     """Ask for gRPC health, then through to the process that holds the definitions."""
     import grpc  # type: ignore[import-untyped]
 
@@ -31,12 +31,15 @@ def probe_code_server(host: str, port: int, log: Path) -> Answer:
             health = channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=ANSWER_SECONDS)
             if health != b"\x08\x01":
                 return Answer(False, "not serving")
-            channel.unary_unary("/api.DagsterApi/Ping")(b"", timeout=ANSWER_SECONDS)
+            reply = channel.unary_unary("/api.DagsterApi/ListRepositories")(b"", timeout=ANSWER_SECONDS)
         except grpc.RpcError as error:
-            if "No available client" in (error.details() or ""):
-                return Answer(True, f"the definitions do not load; the end of {log} says why")
             return Answer(False, f"{error.code().name.lower()}: {error.details()}")
-    return Answer(True)
+    content = json.loads(reply[reply.index(b"{") :])
+    if content["__class__"] == "ListRepositoriesResponse":
+        return Answer(True)
+    while content.get("cause"):
+        content = content["cause"]
+    return Answer(True, f"{DO_NOT_LOAD}: {content.get('message', '').strip()}")
 
 
 def probe_webserver(host: str, port: int) -> Answer:

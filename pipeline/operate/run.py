@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
 from pipeline.operate.instance import ensure_instance
+from pipeline.operate.recovery import step_of, unhindered
 from pipeline.progress import Report, heard_by
 from pipeline.settings import Settings
 
@@ -102,11 +103,9 @@ def run(
                     raise_on_error=False,
                 )
             _collect(summary, result, remaining, graph)
-            failed = {
-                dg.AssetKey.from_user_string(name) for name, item in summary.assets.items() if item.status == "failed"
-            }
-            hindered = {key for name in failed for key in _downstream(graph, name)}
-            again = {key for key in remaining if _status(summary, key) == "skipped"} - hindered
+            failed = [key for key in selected if _status(summary, key) == "failed"]
+            skipped = [key for key in remaining if _status(summary, key) == "skipped"]
+            again = unhindered(graph, failed=failed, skipped=skipped)
             if again == remaining:
                 break
             if again:
@@ -155,16 +154,6 @@ def _quiet(settings: Settings) -> Iterator[None]:
             logging.getLogger("dagster").setLevel(level)
 
 
-def _downstream(graph: Any, key: "dg.AssetKey") -> "set[dg.AssetKey]":
-    found, waiting = set(), [key]
-    while waiting:
-        for child in graph.get(waiting.pop()).child_keys:
-            if child not in found:
-                found.add(child)
-                waiting.append(child)
-    return found
-
-
 def _status(summary: Summary, key: "dg.AssetKey") -> str:
     return summary.assets[key.to_user_string()].status
 
@@ -202,19 +191,15 @@ def _collect(
         text = message or "failed"
         if text not in summary.errors:
             summary.errors.append(text if step in text else f"{step}: {text}")
-    for key in selected:
+    for key in sorted(selected):
         name = key.to_user_string()
         metadata = built.get(key)
         if metadata is not None:
-            rows = {
-                field_: metadata[field_].value if field_ in metadata else None
-                for field_ in ("dagster/row_count", "rows_loaded")
-            }
-            summary.assets[name] = Outcome(
-                name, "built", rows=rows["dagster/row_count"], rows_loaded=rows["rows_loaded"]
-            )
+            counts: dict[str, Any] = {fact: value.value for fact, value in metadata.items()}
+            rows, loaded = counts.get("dagster/row_count"), counts.get("rows_loaded")
+            summary.assets[name] = Outcome(name, "built", rows=rows, rows_loaded=loaded)
             continue
-        has_failed = graph.get(key).assets_def.node_def.name in failed_steps
+        has_failed = step_of(graph, key) in failed_steps
         summary.assets[name] = Outcome(name, "failed" if has_failed else "skipped")
 
 

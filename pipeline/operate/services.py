@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from pipeline.errors import ServiceError
 from pipeline.operate.database import embedded_url, file_lock, stop_embedded, with_database
 from pipeline.operate.instance import HOST, ensure_instance
+from pipeline.operate.probes import DO_NOT_LOAD
 from pipeline.operate.supervisor import (
     DATABASE,
     GRACE_SECONDS,
@@ -149,11 +150,11 @@ def _wait_until_healthy(settings: Settings) -> list[ServiceStatus]:
         if states == {"healthy"}:
             return found
         gone = not supervised or "failed" in states or time.monotonic() > deadline
-        broken = [service for service in found if service.state == "unhealthy" and "definitions" in service.detail]
+        broken = [service for service in found if service.detail.startswith(DO_NOT_LOAD)]
         if broken and states <= {"healthy", "unhealthy"}:
             raise ServiceError(
-                f"The services run, but {broken[0].detail}. Correct that, then reload the definitions in the UI, "
-                f"{ui_address(settings)}."
+                f"The services run, but {broken[0].detail}. Correct that, then reload the definitions in the UI at "
+                f"{ui_address(settings)}; the whole traceback is in {log_file(settings, broken[0].name)}."
             )
         if gone:
             down(settings)

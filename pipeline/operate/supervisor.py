@@ -127,7 +127,7 @@ class Supervisor:
         if child.process or child.status.state == "failed" or time.time() < child.start_at:
             return
         # The daemon reads the definitions once a minute: started too early it would be blind for one.
-        if child.name == DAEMON and self.children[CODE_SERVER].status.state in ("stopped", "starting", "waiting"):
+        if child.name != CODE_SERVER and self.children[CODE_SERVER].status.state in ("stopped", "starting", "waiting"):
             return
         if child.name == CODE_SERVER:
             self._fail_lost_runs()
@@ -223,7 +223,7 @@ class Supervisor:
 
     def _probe(self, child: Child) -> Answer:
         if child.name == CODE_SERVER:
-            return probe_code_server(HOST, self.settings.code_server_port, log_file(self.settings, CODE_SERVER))
+            return probe_code_server(HOST, self.settings.code_server_port)
         if child.name == WEBSERVER:
             return probe_webserver(HOST, self.settings.ui_port)
         return probe_daemon(self.connected, since=child.started)

@@ -1,4 +1,4 @@
-{{ config(materialized='table') }}
+{{ config(materialized='table', persist_docs={'relation': true, 'columns': true}) }}
 
 with hours as (
     select

@@ -1,0 +1,30 @@
+"""What can still be built after a part of a run failed.
+
+Dagster skips a step as soon as one of its inputs failed. All dbt models are one step, so one unreachable source
+would hold back the models that do not read it: they are run again without those that do.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import dagster as dg
+    from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+
+
+def unhindered(
+    graph: "AssetGraph", *, failed: "Iterable[dg.AssetKey]", skipped: "Iterable[dg.AssetKey]"
+) -> "set[dg.AssetKey]":
+    """Those of *skipped* that depend, at any distance, on none of *failed*."""
+    hindered: set[dg.AssetKey] = set()
+    waiting = list(failed)
+    while waiting:
+        children = graph.get(waiting.pop()).child_keys - hindered
+        hindered |= children
+        waiting += children
+    return set(skipped) - hindered
+
+
+def step_of(graph: "AssetGraph", key: "dg.AssetKey") -> str:
+    """Name of the step that builds *key*."""
+    return str(graph.get(key).assets_def.node_def.name)

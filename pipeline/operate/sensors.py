@@ -1,0 +1,40 @@
+"""Sensors that keep the platform going; each says in its name what it causes."""
+
+from typing import Any
+
+import dagster as dg
+
+from pipeline.operate.jobs import DAILY
+from pipeline.operate.recovery import step_of, unhindered
+
+
+def build_sensors(jobs: list[Any]) -> list[dg.SensorDefinition]:
+    """All sensors, on from the start."""
+    (daily,) = [job for job in jobs if job.name == DAILY]
+
+    @dg.run_failure_sensor(
+        name="build_what_does_not_depend_on_a_failure",
+        monitored_jobs=[daily],
+        request_job=daily,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=30,
+    )
+    def build_the_rest(context: dg.RunFailureSensorContext) -> dg.RunRequest | dg.SkipReason:
+        """After a failed daily run, build the models that were skipped although nothing they read has failed."""
+        run, instance = context.dagster_run, context.instance
+        assert context.repository_def
+        graph = context.repository_def.asset_graph
+        steps = instance.get_run_step_stats(run.run_id)
+        failed_steps = {step.step_key for step in steps if step.status and step.status.value == "FAILURE"}
+        skipped_steps = {step.step_key for step in steps if step.status and step.status.value == "SKIPPED"}
+        planned = run.asset_selection or graph.executable_asset_keys
+        rest = unhindered(
+            graph,
+            failed=[key for key in planned if step_of(graph, key) in failed_steps],
+            skipped=[key for key in planned if step_of(graph, key) in skipped_steps],
+        )
+        if not rest:
+            return dg.SkipReason(f"nothing was skipped in run {run.run_id} that does not depend on a failure")
+        return dg.RunRequest(run_key=run.run_id, asset_selection=sorted(rest), tags={"millrace/rest_of": run.run_id})
+
+    return [build_the_rest]

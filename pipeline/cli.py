@@ -73,7 +73,9 @@ def _console(*, error: bool = False) -> "Console":
     return Console(stderr=error, highlight=False, soft_wrap=True)
 
 
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
+def _print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None, vertical: bool = True
+) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -81,7 +83,9 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title
     if not console.is_terminal:
         console.width = 160
     widths = [max([len(name), *(len(_shown(row[i])) for row in rows[:100])]) + 3 for i, name in enumerate(columns)]
-    if rows and len(columns) > 5 and sum(widths) > console.width:  # too wide to read: one line a column instead
+    if (
+        vertical and rows and len(columns) > 5 and sum(widths) > console.width
+    ):  # too wide to read: one line a column instead
         shown = rows[: max(1, min(len(rows), 4))]
         rows = [[name, *(row[i] for row in shown)] for i, name in enumerate(columns)]
         columns = ["column", *(f"row {number}" for number in range(1, len(shown) + 1))]
@@ -332,7 +336,7 @@ def discover(name: str) -> None:
 @sources.command()
 def install() -> None:
     """Build the connectors' environments, each of the version its source pins."""
-    from pipeline.ingest.airbyte import install as install_connectors
+    from pipeline.ingest.airbyte_connectors import install as install_connectors
 
     settings = _settings(database=False)
     install_connectors(settings, _sources(settings), click.echo)
@@ -397,13 +401,15 @@ def profile(table: str) -> None:
     with _lake(read_only=True) as opened:
         found = look(opened, table)
     _print_table(
-        ["column", "type", "nulls", "distinct", "min", "max", "quantiles", "top values"],
+        ["column", "type", "nulls", "distinct", "minimum", "maximum", "quantiles", "top values"],
         [
-            [item.name, item.type, item.nulls, item.distinct, item.min, item.max, item.quantiles, item.top_values]
+            [item.name, item.type, item.nulls, item.distinct, item.minimum, item.maximum, ", ".join(item.quantiles),
+             ", ".join(f"{top.value} ({top.count:,})" for top in item.top_values[:3])]
             for item in found.columns
         ],
         title=f"{table}: {found.rows:,} rows",
-    )
+        vertical=False,
+    )  # fmt: skip
 
 
 @lake.command()
@@ -413,4 +419,9 @@ def maintain(older_than_days: int) -> None:
     from pipeline.lake.maintenance import maintain as maintain_lake
 
     with _lake() as opened:
-        click.echo(str(maintain_lake(opened, older_than_days=older_than_days)))
+        done = maintain_lake(opened, older_than_days=older_than_days, report=lambda text: click.echo(text, err=True))
+    click.echo(
+        f"{done.before.files:,} files, {done.before.bytes / 1e6:,.1f} MB before; {done.after.files:,} files, "
+        f"{done.after.bytes / 1e6:,.1f} MB now; {done.snapshots_expired:,} snapshots expired, "
+        f"{done.orphans_deleted:,} orphans removed, {done.seconds:.1f} s"
+    )

@@ -1,6 +1,7 @@
 """The whole asset graph on one page: what Dagster loads."""
 
 import warnings
+from functools import cache
 
 import dagster as dg
 
@@ -17,8 +18,9 @@ from pipeline.transform import assets as transform_assets
 warnings.filterwarnings("ignore", category=dg.BetaWarning)  # backfill policies; Dagster's version is pinned
 
 
+@cache
 def build(settings: Settings) -> dg.Definitions:
-    """The platform's definitions for the project of *settings*.
+    """The platform's definitions for the project of *settings*; made once for equal settings.
 
     Raises:
         ConfigError: if a file of the project is wrong; it names the file and the line.

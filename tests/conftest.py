@@ -28,6 +28,15 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     os.environ.update(kept)
 
 
+@pytest.fixture(autouse=True)
+def _restored_environment(_clean_environment: None) -> Iterator[None]:
+    """What a test puts into the environment ends with it."""
+    kept = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(kept)
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Settings whose database is a real PostgreSQL of this session."""

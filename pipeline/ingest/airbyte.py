@@ -11,8 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ConfigError, SourceError, SourceUnavailable
+from pipeline.errors import ConfigError, SourceError, SourceRejected, SourceUnavailable
 from pipeline.ingest.airbyte_connectors import Connector
+from pipeline.ingest.airbyte_process import Child, private_folder
 from pipeline.ingest.airbyte_sync import sync_of
 from pipeline.ingest.airbyte_tables import fields_of
 from pipeline.ingest.raw import LoadResult, prepare
@@ -23,6 +24,7 @@ from pipeline.progress import Report, silent
 from pipeline.settings import Settings
 
 LOCK_WAIT_SECONDS = 10
+PROBE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -155,3 +157,46 @@ def _discovered(offer: Mapping[str, Any]) -> DiscoveredStream:
         cursor_field=cursor[-1],
         sync_modes=tuple(offer.get("supported_sync_modes") or ("full_refresh",)),
     )
+
+
+def probe(file: SourceFile, settings: Settings) -> None:
+    """Let the connector itself check its connection: what `check` does, without the seconds that PyAirbyte needs.
+
+    Raises:
+        ConfigError: for a missing environment or variable.
+        SourceError: saying why the source cannot be reached.
+    """
+    source = file.source
+    assert isinstance(source, AirbyteSource)
+    connector = Connector(file, settings)
+    doing = f"Checking {source.name} ({connector.label})"
+    with private_folder(settings.scratch_path / "connectors") as scratch:
+        config = scratch / "config.json"
+        config.write_text(json.dumps(connector.run_config()))
+        command = [str(connector.program), "check", "--config", str(config)]
+        with Child(
+            command,
+            doing=doing,
+            scratch=scratch,
+            masked=connector.masked,
+            idle_timeout_seconds=PROBE_SECONDS,
+            timeout_seconds=PROBE_SECONDS,
+        ) as child:
+            answer = b"".join(child.blocks())
+            failed = child.exit_code != 0
+        answers = (_status(line) for line in answer.splitlines())
+        status: dict[str, Any] = next((found["connectionStatus"] for found in answers if found), {})
+        if status.get("status") != "SUCCEEDED":
+            reason = child.hide(str(status.get("message") or "")) or f"exit code {child.exit_code}.{child.last_words()}"
+            kind = SourceRejected if status and not failed else SourceUnavailable
+            raise kind(f"{doing}: {reason}")
+
+
+def _status(line: bytes) -> dict[str, Any] | None:
+    if b"CONNECTION_STATUS" not in line:
+        return None
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) and message.get("type") == "CONNECTION_STATUS" else None

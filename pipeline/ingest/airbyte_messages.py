@@ -38,19 +38,18 @@ class Spool:
         self._bytes_before = 0
         self._handle = path.open("wb", buffering=0)
 
-    def add(self, lines: list[bytes]) -> None:
-        """Append record lines."""
-        text = b"\n".join(lines) + b"\n"
+    def add(self, text: bytes, rows: int) -> None:
+        """Append *rows* record lines."""
         try:
             written = self._handle.write(text)
+            if written != len(text):  # a nearly full disk takes a part; the next write says why
+                self._handle.write(text[written:])
         except OSError as error:
             raise LakeRejected(
                 f"Reading {self.stream}: {self.path.parent}: {error.strerror}. Nothing uncommitted is kept; free space, or set "
                 "MILLRACE_SCRATCH_DIR, and run again."
             ) from error
-        if written != len(text):  # a nearly full disk takes a part; the next write says why
-            self._handle.write(text[written:])
-        self.rows += len(lines)
+        self.rows += rows
         self.bytes += len(text)
 
     @property
@@ -110,24 +109,31 @@ class Splitter:
             SourceRejected: if a line is too long, or a record is broken or of a stream that was not asked for.
         """
         data = self._rest + block
-        *lines, self._rest = data.split(b"\n")
+        end = data.rfind(b"\n") + 1
+        text, self._rest = data[:end], data[end:]
         if len(self._rest) > LINE_BYTES:
             raise SourceRejected(
                 f"{self.doing}: a line is longer than {LINE_BYTES >> 20} MiB: {self._shown(self._rest)}. "
                 "Have the connector leave out the field that is so large."
             )
+        rows = text.count(b"\n")
+        if text.startswith(self._head) and text.count(b"\n" + self._head) == rows - 1:
+            self._known[self._head].add(text, rows)  # nothing but records of one stream
+            return
         head, run = self._head, []
-        for line in lines:
+        for line in text.split(b"\n")[:-1]:
             if line.startswith(head):
                 run.append(line)
                 continue
-            if run:
-                self._known[head].add(run)
-                run = []
+            self._add(run)
+            run = []
             self._other(line)
             head = self._head
+        self._add(run)
+
+    def _add(self, run: list[bytes]) -> None:
         if run:
-            self._known[head].add(run)
+            self._known[self._head].add(b"\n".join(run) + b"\n", len(run))
 
     def finish(self) -> None:
         """Take the last line, which may lack its end."""
@@ -139,7 +145,7 @@ class Splitter:
         for head, spool in self._known.items():
             if line.startswith(head):
                 self._head = head
-                return spool.add([line])
+                return spool.add(line + b"\n", 1)
         try:
             message = orjson.loads(line)
         except orjson.JSONDecodeError:
@@ -149,17 +155,17 @@ class Splitter:
         self.messages += 1
         if message["type"] != "RECORD":
             return self.on_message(message)
-        name = (message.get("record") or {}).get("stream")
+        name = str((message.get("record") or {}).get("stream"))
         if name not in self.spools:
             raise SourceRejected(
-                f"{self.doing}: a record of stream {name!r}, which was not asked for ({', '.join(self.spools)} was). "
+                f"{self.doing}: a record of stream {name}, which was not asked for ({', '.join(self.spools)} was). "
                 "The connector does not keep to the catalogue it is given; use another version of it."
             )
         spool = self.spools[name]
         found = _HEAD.match(line)
         if found and len(self._known) < _PREFIXES:
             self._known[found[0]], self._head = spool, found[0]
-        return spool.add([line])
+        return spool.add(line + b"\n", 1)
 
     def _garbage(self, line: bytes) -> None:
         if not line.strip():

@@ -84,7 +84,7 @@ class Sync:
         incremental = [load.connector_name for load in self.loads if not load.is_replaced]
         states = {} if full or not incremental else saved_states(lake, self.source.name)
         failure: SourceError | None = None
-        reported = 0.0
+        started, reported = time.monotonic(), 0.0
         try:
             for _ in self.read(state_file(states, incremental)):
                 if time.monotonic() - reported >= REPORT_SECONDS:
@@ -97,7 +97,7 @@ class Sync:
         errors = [load.error for load in self.loads if load.error and load.error is not failure]
         if failure or errors:
             raise self._combined([*([failure] if failure else []), *errors])
-        return [load.result for load in self.loads]
+        return [replace(load.result, seconds=time.monotonic() - started) for load in self.loads]
 
     def read(self, state: Any) -> Iterator[None]:
         """Run the connector from *state*; yields after each block of its output.

@@ -139,27 +139,37 @@ class Table:
         return fit_table(self.lake, self.source, self.stream.name, columns, audit={}, run_id=self.run_id)
 
     def _insert(self, select: str, *, expected: int) -> int:
-        connection = self.lake.connection
-        keys = [sql_name(key) for key in self.stream.primary_key]
-        is_deduped = self.stream.sync == "incremental_deduped"
-        if is_deduped:
-            select = (
-                f"SELECT * EXCLUDE (_n) FROM (SELECT *, row_number() OVER () AS _n FROM ({select})) "
-                f"QUALIFY row_number() OVER (PARTITION BY {', '.join(keys)} ORDER BY _n DESC) = 1"
-            )
-            if not self.is_replaced:
-                same = " AND ".join(f"t.{key} IS NOT DISTINCT FROM b.{key}" for key in keys)
-                connection.execute(
-                    f"DELETE FROM {self._sql} AS t USING (SELECT DISTINCT {', '.join(keys)} FROM ({select})) AS b WHERE {same}"
-                )
-        (rows,) = connection.execute(
-            f"INSERT INTO {self._sql} BY NAME SELECT *, {self._stamp()} FROM ({select})"
-        ).fetchone() or (0,)
-        if rows != expected and not is_deduped:
+        if self.stream.sync == "incremental_deduped":
+            return self._merge(select)
+        rows = self._append(select)
+        if rows != expected:
             raise SourceRejected(
                 f"Loading {self.source}/{self.stream.name}: {expected:,} records arrived and {rows:,} could be read. "
                 "Nothing of them was loaded; the connector sends lines that are no records."
             )
+        return rows
+
+    def _merge(self, select: str) -> int:
+        """Insert the last record of each key, in place of what the table has of it."""
+        connection = self.lake.connection
+        keys = [sql_name(key) for key in self.stream.primary_key]
+        latest = (
+            f"SELECT * EXCLUDE (_n) FROM (SELECT *, row_number() OVER () AS _n FROM ({select})) "
+            f"QUALIFY row_number() OVER (PARTITION BY {', '.join(keys)} ORDER BY _n DESC) = 1"
+        )
+        if self.is_replaced:
+            return self._append(latest)
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE connector_batch AS {latest}")
+        same = " AND ".join(f"t.{key} IS NOT DISTINCT FROM b.{key}" for key in keys)
+        connection.execute(f"DELETE FROM {self._sql} AS t USING temp.connector_batch AS b WHERE {same}")
+        rows = self._append("FROM temp.connector_batch")
+        connection.execute("DROP TABLE temp.connector_batch")
+        return rows
+
+    def _append(self, select: str) -> int:
+        (rows,) = self.lake.connection.execute(
+            f"INSERT INTO {self._sql} BY NAME SELECT *, {self._stamp()} FROM ({select})"
+        ).fetchone() or (0,)
         return int(rows)
 
     def _reject(self, bad: str, rows: int) -> int:

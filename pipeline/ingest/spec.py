@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -28,6 +30,8 @@ from pipeline.errors import ConfigError
 NAME = r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$"
 TYPES = r"^(VARCHAR|BOOLEAN|TINYINT|SMALLINT|INTEGER|BIGINT|FLOAT|DOUBLE|DATE|TIME|TIMESTAMP|TIMESTAMPTZ|JSON|DECIMAL\(\d+,\s*\d+\))$"
 MONTH = re.compile(r"\{(month|yyyymm|month_start|month_end)\}")
+PLACEHOLDER = re.compile(r"\{(\w*)\}")
+MONTH_NAMES = {"month", "yyyymm", "month_start", "month_end"}
 REFERENCE = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -70,13 +74,32 @@ class Stream(_Model):
     max_reject_share: float = Field(0.0, ge=0, le=1, description="More rejected rows than this fail the load.")
 
 
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _searchable(template: str) -> str:
+    unknown = sorted(set(PLACEHOLDER.findall(template)) - MONTH_NAMES)
+    if unknown:
+        raise ValueError(f"{template!r}: {{{unknown[0]}}} is unknown; there are {{month}}, {{yyyymm}}, {{month_start}}, {{month_end}}")
+    if not template or template.startswith("/") or "://" in template:
+        raise ValueError(f"{template!r}: give it relative to the location")
+    if MONTH.search(template) and "{month_end}" in template and len(set(MONTH.findall(template))) == 1:
+        raise ValueError(f"{template!r}: {{month_end}} does not stand alone; add {{month}}, {{yyyymm}} or {{month_start}}")
+    return template
+
+
+Templates = Annotated[tuple[Annotated[str, AfterValidator(_searchable)], ...], BeforeValidator(_as_tuple)]
+
+
 class FileStream(Stream):
     """A table loaded from files; incremental by file."""
 
-    path: str | tuple[str, ...] = Field(
+    path: Templates = Field(
+        min_length=1,
         description="File name(s) under the location: glob characters, {month} 2024-01, {yyyymm} 202401, {month_start} and {month_end} as dates."
     )
-    local_path: str | tuple[str, ...] = Field((), description="The same under MILLRACE_DATA_DIR, where it differs.")
+    local_path: Templates = Field((), description="The same under MILLRACE_DATA_DIR, where it differs.")
     format: Literal["parquet", "csv", "json", "ndjson"] | None = Field(
         None, description="Default: from the file's ending."
     )
@@ -88,13 +111,12 @@ class FileStream(Stream):
     @property
     def paths(self) -> tuple[str, ...]:
         """Path templates under the source's location."""
-        return (self.path,) if isinstance(self.path, str) else self.path
+        return self.path
 
     @property
     def local_paths(self) -> tuple[str, ...]:
         """Path templates under MILLRACE_DATA_DIR."""
-        local = (self.local_path,) if isinstance(self.local_path, str) else self.local_path
-        return local or self.paths
+        return self.local_path or self.path
 
     @property
     def is_monthly(self) -> bool:

@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,37 +116,50 @@ def ensure_instance(settings: Settings) -> None:
         _schema_version(settings, write=importlib.metadata.version("dagster"))
 
 
-def open_instance(settings: Settings) -> "DagsterInstance":
-    """The instance, for use in this process; close it or use it in ``with``. `ensure_instance` comes first.
+@contextmanager
+def open_instance(settings: Settings) -> Iterator["DagsterInstance"]:
+    """The instance, for use in this process. `ensure_instance` comes first.
 
-    Puts `Settings.child_environment` into this process's environment: dagster.yaml names secrets by variable only.
+    Meanwhile `Settings.child_environment` is this process's environment: dagster.yaml names variables, not values.
     """
     from dagster import DagsterInstance
 
-    os.environ.update(settings.child_environment())
-    return DagsterInstance.from_config(str(settings.dagster_home))
+    changed = settings.child_environment()
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        with DagsterInstance.from_config(str(settings.dagster_home)) as instance:
+            yield instance
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
-def fail_lost_runs(settings: Settings) -> int:
-    """Fail the runs that a code server launched and that are under way, for when no code server runs any more.
-
-    Nothing else would: such a run holds its pool's slot for ever. Run retries then start it anew. Returns their number.
-    """
+def launched_runs(settings: Settings) -> list[str]:
+    """Ids of the runs that a code server launched and that are under way."""
     under_way = """SELECT run_id FROM runs JOIN run_tags USING (run_id)
         WHERE status IN ('STARTING', 'STARTED', 'CANCELING') AND key = '.dagster/grpc_info'"""
     with closing(connect(settings)) as connection, connection.cursor() as cursor:
         cursor.execute(under_way)
-        lost = [run_id for (run_id,) in cursor.fetchall()]
-    if not lost:
-        return 0
+        return [run_id for (run_id,) in cursor.fetchall()]
+
+
+def fail_runs(settings: Settings, run_ids: list[str]) -> None:
+    """Mark *run_ids*, whose processes ended with their code server, as failed; run retries then start them anew.
+
+    Nothing else would: such a run would keep its pool's slot for ever. A retry asks the code server and is given up
+    if that does not answer, so call this when the next one does.
+    """
     with open_instance(settings) as instance:
-        for run_id in lost:
+        for run_id in run_ids:
             run = instance.get_run_by_id(run_id)
             if run and run.status.value == "CANCELING":
                 instance.report_run_canceled(run, "The code server ended while this run was being cancelled.")
             elif run and not run.is_finished:
                 instance.report_run_failed(run, "The code server ended, and this run with it.")
-    return len(lost)
 
 
 def _schema_version(settings: Settings, *, write: str | None = None) -> str | None:

@@ -25,6 +25,13 @@ def unhindered(
     return set(skipped) - hindered
 
 
+def blocked(evaluations: "Iterable[dg.AssetCheckEvaluation]") -> "set[dg.AssetKey]":
+    """The assets that a failed blocking check keeps from spreading."""
+    return {
+        item.asset_key for item in evaluations if item.blocking and not item.passed and item.severity.value == "ERROR"
+    }
+
+
 def step_of(graph: "AssetGraph", key: "dg.AssetKey") -> str:
     """Name of the step that builds *key*."""
     return str(graph.get(key).assets_def.node_def.name)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
 from pipeline.operate.instance import ensure_instance
-from pipeline.operate.recovery import step_of, unhindered
+from pipeline.operate.recovery import blocked, step_of, unhindered
 from pipeline.progress import Report, heard_by
 from pipeline.settings import Settings
 
@@ -79,8 +79,9 @@ def run(
     import dagster as dg
     from dagster._core.instance import InstanceRef  # no public name takes overrides
 
-    from pipeline.definitions import defs  # built of the environment that was completed above
+    from pipeline.definitions import build
 
+    defs = build(Settings.load())  # of the environment completed above: what the import has just built
     summary = Summary()
     summary.seconds["start"] = time.monotonic() - started
     job = defs.resolve_implicit_global_asset_job_def()
@@ -91,7 +92,7 @@ def run(
     reference = InstanceRef.from_dir(str(settings.dagster_home), overrides={"compute_logs": noop})
     summary.seconds["definitions"] = time.monotonic() - started - summary.seconds["start"]
     with dg.DagsterInstance.from_ref(reference) as instance:
-        remaining = selected
+        remaining, held_back = selected, set[dg.AssetKey]()
         while remaining:
             with _quiet(settings), heard_by(report):
                 result = job.execute_in_process(
@@ -103,7 +104,8 @@ def run(
                     raise_on_error=False,
                 )
             _collect(summary, result, remaining, graph)
-            failed = [key for key in selected if _status(summary, key) == "failed"]
+            held_back |= blocked(result.get_asset_check_evaluations())
+            failed = [*held_back, *(key for key in selected if _status(summary, key) == "failed")]
             skipped = [key for key in remaining if _status(summary, key) == "skipped"]
             again = unhindered(graph, failed=failed, skipped=skipped)
             if again == remaining:

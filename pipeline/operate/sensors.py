@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 
 from pipeline.operate.jobs import DAILY
-from pipeline.operate.recovery import step_of, unhindered
+from pipeline.operate.recovery import blocked, step_of, unhindered
 
 
 def build_sensors(jobs: list[Any]) -> list[dg.SensorDefinition]:
@@ -27,10 +27,14 @@ def build_sensors(jobs: list[Any]) -> list[dg.SensorDefinition]:
         steps = instance.get_run_step_stats(run.run_id)
         failed_steps = {step.step_key for step in steps if step.status and step.status.value == "FAILURE"}
         skipped_steps = {step.step_key for step in steps if step.status and step.status.value == "SKIPPED"}
+        evaluations = [
+            entry.get_dagster_event().asset_check_evaluation_data
+            for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+        ]
         planned = run.asset_selection or graph.executable_asset_keys
         rest = unhindered(
             graph,
-            failed=[key for key in planned if step_of(graph, key) in failed_steps],
+            failed=[*blocked(evaluations), *(key for key in planned if step_of(graph, key) in failed_steps)],
             skipped=[key for key in planned if step_of(graph, key) in skipped_steps],
         )
         if not rest:

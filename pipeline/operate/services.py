@@ -103,7 +103,8 @@ def _as_configured(settings: Settings) -> Settings:
 
 def _make_ready(settings: Settings) -> None:
     ensure_instance(with_database(settings))
-    end_processes(settings)  # of a supervisor that was killed
+    end_processes(settings)  # of a supervisor that was killed, as is the record
+    record_file(settings).unlink(missing_ok=True)
     _require_free_ports(settings)
     settings.log_path.mkdir(parents=True, exist_ok=True)
 
@@ -151,7 +152,7 @@ def _wait_until_healthy(settings: Settings) -> list[ServiceStatus]:
             return found
         gone = not supervised or "failed" in states or time.monotonic() > deadline
         broken = [service for service in found if service.detail.startswith(DO_NOT_LOAD)]
-        if broken and states <= {"healthy", "unhealthy"}:
+        if broken:
             raise ServiceError(
                 f"The services run, but {broken[0].detail}. Correct that, then reload the definitions in the UI at "
                 f"{ui_address(settings)}; the whole traceback is in {log_file(settings, broken[0].name)}."

@@ -23,9 +23,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+import psycopg2
+
 from pipeline.errors import MillraceError, ServiceError
 from pipeline.operate.database import embedded_url, with_database
-from pipeline.operate.instance import HOST, LOCATION, fail_lost_runs
+from pipeline.operate.instance import HOST, LOCATION, fail_runs, launched_runs
 from pipeline.operate.probes import Answer, probe_code_server, probe_daemon, probe_database, probe_webserver
 from pipeline.operate.retention import LOG_BYTES, rotate_log
 from pipeline.settings import GIB, Settings
@@ -90,6 +92,7 @@ class Supervisor:
         self.connected = with_database(settings)
         self.database = Child(DATABASE)
         self.children = {name: Child(name) for name in SERVICES}
+        self._lost_runs: list[str] = []
         self._log_day: date | None = None
         self._rotate_logs()
 
@@ -130,7 +133,10 @@ class Supervisor:
         if child.name != CODE_SERVER and self.children[CODE_SERVER].status.state in ("stopped", "starting", "waiting"):
             return
         if child.name == CODE_SERVER:
-            self._fail_lost_runs()
+            try:
+                self._lost_runs = launched_runs(self.connected)
+            except psycopg2.Error:  # the database's own watch says what is wrong
+                return
         command = commands(self.settings, self.module)[child.name]
         with log_file(self.settings, child.name).open("ab") as output:
             child.process = subprocess.Popen(
@@ -152,7 +158,7 @@ class Supervisor:
         child.become("starting")
 
     def _restart(self, child: Child, why: str) -> None:
-        end_processes(self.settings, child.name)
+        end_processes(self.settings, child.name, grace_seconds=0)  # its runs are failed when they can be retried
         if child.process:
             child.process.wait()
         child.process = None
@@ -168,12 +174,12 @@ class Supervisor:
 
     def _fail_lost_runs(self) -> None:
         try:
-            lost = fail_lost_runs(self.connected)
+            fail_runs(self.connected, self._lost_runs)
         except Exception:  # whatever is wrong there, the services are worth more
-            log.exception("Looking for lost runs")
+            log.exception("Marking lost runs as failed")
         else:
-            if lost:
-                log.warning("%d run(s) ended with the code server and were marked as failed", lost)
+            log.warning("%d run(s) had ended with the code server and are marked as failed", len(self._lost_runs))
+        self._lost_runs = []
 
     def _watch(self) -> None:
         """Ask every service how it is, once."""
@@ -216,6 +222,8 @@ class Supervisor:
         elif now > child.answered + SILENT_SECONDS and self.database.status.state == "healthy":
             self._restart(child, f"no answer for {SILENT_SECONDS:.0f} s ({answer.problem})")
             return
+        if answer.is_alive and child.name == CODE_SERVER and self._lost_runs:
+            self._fail_lost_runs()
         if not answer.problem:
             child.become("healthy", memory_bytes=memory)
         elif answer.is_alive or child.status.state != "starting":

@@ -174,9 +174,13 @@ def test_a_killed_database_is_started_again(platform: Settings) -> None:
     os.kill(pid, signal.SIGKILL)
 
     wait_for(lambda: by_name(platform)["database"], lambda database: database.restarts == 1)
-    with suppress(urllib.error.HTTPError):  # the webserver learns of its broken connection by using it
-        launch(platform, "quick_job")
-    assert launch(platform, "quick_job")
+
+    def launched() -> str:
+        with suppress(urllib.error.HTTPError):  # the webserver learns of each broken connection by using it
+            return launch(platform, "quick_job")
+        return ""
+
+    assert wait_for(launched, bool)
 
 
 def test_runs_that_die_with_the_code_server_are_failed_and_started_anew(platform: Settings) -> None:
@@ -201,7 +205,7 @@ def test_services_end_with_a_killed_supervisor_and_up_starts_afresh(platform: Se
 
     os.kill(record["supervisor"], signal.SIGKILL)
 
-    assert {service.state for service in services.status(platform)[1:]} == {"stopped"}
+    wait_for(lambda: {service.state for service in services.status(platform)[1:]}, lambda states: states == {"stopped"})
     services.up(platform, module=MODULE)
     assert {service.state for service in services.status(platform)} == {"healthy"}
     assert not {service.pid for service in services.status(platform)} & set(pids)

@@ -1,4 +1,5 @@
--- The connector is optional: without its table this is empty.
+-- The connector is optional: without its table this is empty. Hours not measured yet come as nulls and are left out;
+-- the newest month is loaded again each time.
 {% set raw = source('open_meteo', 'hourly') %}
 {% set measures = {
     'temperature_2m': 'temperature_c',
@@ -10,13 +11,16 @@
     'wind_direction_10m': 'wind_direction_degrees',
 } %}
 {% if execute and adapter.get_relation(raw.database, raw.schema, raw.identifier) %}
-select
-    unnest(from_json(hourly -> '$.time', '["TIMESTAMP"]')) as hour_utc,
-    {% for name, column in measures.items() %}
-        unnest(from_json(hourly -> '$.{{ name }}', '["DOUBLE"]')) as {{ column }},
-    {% endfor %}
-    _loaded_at
-from {{ raw }}
+from (
+    select
+        unnest(from_json(hourly -> '$.time', '["TIMESTAMP"]')) as hour_utc,
+        {% for name, column in measures.items() %}
+            unnest(from_json(hourly -> '$.{{ name }}', '["DOUBLE"]')) as {{ column }},
+        {% endfor %}
+        _loaded_at
+    from {{ raw }}
+)
+where coalesce(temperature_c, precipitation_mm) is not null
 {% else %}
 select
     null::timestamp as hour_utc,

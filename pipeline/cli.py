@@ -404,7 +404,7 @@ def profile(table: str) -> None:
         ["column", "type", "nulls", "distinct", "minimum", "maximum", "quantiles", "top values"],
         [
             [item.name, item.type, item.nulls, item.distinct, item.minimum, item.maximum, ", ".join(item.quantiles),
-             ", ".join(f"{top.value} ({top.count:,})" for top in item.top_values[:3])]
+             ", ".join(f"{top.value} ({top.rows:,})" for top in item.top_values[:3])]
             for item in found.columns
         ],
         title=f"{table}: {found.rows:,} rows",

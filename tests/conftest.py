@@ -1,6 +1,7 @@
 """Fixtures of all tests: one real PostgreSQL for the session, an empty lake for each test that asks."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -38,11 +39,13 @@ def _restored_environment(_clean_environment: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def server() -> Iterator[Settings]:
     """Settings whose database is a real PostgreSQL of this session."""
-    home = Settings(state_dir=tmp_path_factory.mktemp("server"))
-    yield with_database(home)
-    stop_embedded(home)
+    # Not below pytest's own folder: every session of pytest closes that to others, the server's account included.
+    with tempfile.TemporaryDirectory(prefix="millrace-tests-") as folder:
+        home = Settings(state_dir=Path(folder))
+        yield with_database(home)
+        stop_embedded(home)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -81,11 +81,15 @@ def _as_tuple(value: object) -> object:
 def _searchable(template: str) -> str:
     unknown = sorted(set(PLACEHOLDER.findall(template)) - MONTH_NAMES)
     if unknown:
-        raise ValueError(f"{template!r}: {{{unknown[0]}}} is unknown; there are {{month}}, {{yyyymm}}, {{month_start}}, {{month_end}}")
+        raise ValueError(
+            f"{template!r}: {{{unknown[0]}}} is unknown; there are {{month}}, {{yyyymm}}, {{month_start}}, {{month_end}}"
+        )
     if not template or template.startswith("/") or "://" in template:
         raise ValueError(f"{template!r}: give it relative to the location")
-    if MONTH.search(template) and "{month_end}" in template and len(set(MONTH.findall(template))) == 1:
-        raise ValueError(f"{template!r}: {{month_end}} does not stand alone; add {{month}}, {{yyyymm}} or {{month_start}}")
+    if set(MONTH.findall(template)) == {"month_end"}:
+        raise ValueError(
+            f"{template!r}: {{month_end}} does not stand alone; add {{month}}, {{yyyymm}} or {{month_start}}"
+        )
     return template
 
 
@@ -97,7 +101,7 @@ class FileStream(Stream):
 
     path: Templates = Field(
         min_length=1,
-        description="File name(s) under the location: glob characters, {month} 2024-01, {yyyymm} 202401, {month_start} and {month_end} as dates."
+        description="File name(s) under the location: glob characters, {month} 2024-01, {yyyymm} 202401, {month_start} and {month_end} as dates.",
     )
     local_path: Templates = Field((), description="The same under MILLRACE_DATA_DIR, where it differs.")
     format: Literal["parquet", "csv", "json", "ndjson"] | None = Field(
@@ -132,8 +136,10 @@ class FileStream(Stream):
         if self.months and not self.is_monthly:
             raise ValueError("`months` needs a path with {month} or {yyyymm}")
         names = [column.name for column in self.columns]
-        if len(set(names)) < len(names):
-            raise ValueError("a column name stands twice in `columns`")
+        headers = [header for column in self.columns for header in {column.name, *map(str.lower, column.aliases)}]
+        twice = sorted({header for header in headers if headers.count(header) > 1})
+        if twice:
+            raise ValueError(f"two of `columns` have the name or alias {twice[0]!r}")
         if names and not set(self.primary_key) <= set(names):
             raise ValueError(
                 f"`primary_key` names a column that `columns` lacks: {sorted(set(self.primary_key) - set(names))}"
@@ -160,6 +166,15 @@ class _Source(_Model):
     owner: str = Field(description="team:<name> or an e-mail address.", pattern=r"^(team:[\w-]+|[^@\s]+@[^@\s]+)$")
     homepage: str = ""
     licence: str = Field("", description="Terms under which the provider gives the data.")
+    streams: tuple[Stream, ...]
+
+    @model_validator(mode="after")
+    def _streams_differ(self) -> Self:
+        names = [stream.name for stream in self.streams]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two streams are called {twice[0]!r}")
+        return self
 
 
 class FileSource(_Source):
@@ -217,7 +232,7 @@ def load_sources(directory: Path) -> list[SourceFile]:
     Raises:
         ConfigError: naming file and line of everything that is wrong with them.
     """
-    paths = [path for path in sorted(directory.glob("*.yaml")) if not path.name.endswith(".manifest.yaml")]
+    paths = [path for path in sorted(directory.glob("*.y*ml")) if not path.name.endswith(".manifest.yaml")]
     files, problems = [], []
     for path in paths:
         try:
@@ -243,27 +258,42 @@ def load_source(path: Path) -> SourceFile:
         ConfigError: naming file and line of each key that is unknown, missing or has an unusable value.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         document = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}:1: a source file is a mapping that starts with `name:` and `kind:`.")
     try:
         return SourceFile.model_validate({"path": path, "source": document})
     except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            location = [part for part in item["loc"][1:] if part not in ("files", "airbyte")]
-            where = ".".join(map(str, location)) or "source"
-            message = item["msg"].removeprefix("Value error, ")
-            if item["type"] == "extra_forbidden":
-                message = "unknown key; remove it or correct its spelling"
-            problems.append(f"{path}:{_line(node, location)}: {where}: {message}")
-        raise ConfigError("\n".join(problems)) from None
+        raise ConfigError("\n".join(f"{path}:{problem}" for problem in _problems(error, node))) from None
+
+
+def _problems(error: ValidationError, node: yaml.Node | None) -> Iterator[str]:
+    """``line: key: what is wrong`` for each mistake; not for what only follows from another one."""
+    found = []
+    for item in error.errors():
+        location = list(item["loc"][1:])
+        if location and location[0] in ("files", "airbyte"):  # which of the two models it was, not a key
+            del location[0]
+        found.append((location, item))
+    for location, item in found:
+        size = len(location)
+        if item["type"] == "too_short" and any(other[:size] == location != other for other, _ in found):
+            continue  # the only stream is wrong, which is said already
+        if item["type"].startswith("union_tag"):
+            location = ["kind"]
+        message = {
+            "extra_forbidden": "unknown key; remove it or correct its spelling",
+            "union_tag_not_found": "missing; it is `files` or `airbyte`",
+            "union_tag_invalid": f"{item.get('ctx', {}).get('tag')!r} is neither `files` nor `airbyte`",
+            "missing": "missing",
+        }.get(item["type"], item["msg"].removeprefix("Value error, "))
+        yield f"{_line(node, location)}: {'.'.join(map(str, location)) or 'source'}: {message}"
 
 
 def _line(node: yaml.Node | None, location: list[Any]) -> int:

@@ -261,8 +261,8 @@ def sql_name(*parts: str) -> str:
 # What DuckDB's, DuckLake's and libpq's messages contain, most telling first; all seen, see tests/lake.
 _CONFLICT = ("transaction conflict", "conflict on", "retry count", "could not serialize access")
 _DISK_FULL = ("no space left", "disk quota", "file too large")
-_NOT_ALLOWED = ("permission denied", "permission error", "read-only", "password authentication failed", "no pg_hba.conf entry",
-                "does not exist on the server", "http 403", "(http 403", "http 401", "access denied", "nosuchbucket")  # fmt: skip
+_NOT_ALLOWED = ("permission denied", "permission error", "read-only", "fatal: password authentication", "fatal: no pg_hba.conf",
+                "fatal: role", "fatal: database", "http 401", "http 403", "access denied", "http 404")  # fmt: skip
 _UNREACHABLE = ("unable to connect", "could not connect", "connection refused", "server closed", "terminating connection",
                 "connection to server", "no connection to the server", "ssl syscall", "bad connection", "http error",
                 "failed to execute query \"rollback\"", "failed to execute query \"commit\"", "could not resolve")  # fmt: skip

@@ -1,5 +1,6 @@
 """What the values of a table look like: one statement that reads every row once, whatever the table's width."""
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,12 @@ _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"}
 _UNSIGNED = {"UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT"}
 _FLOATS = {"FLOAT", "DOUBLE"}
 _TIMES = {"DATE", "TIME", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE"}
+_WITH_INFINITY = {"DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"}
+_WITHOUT_HASH = {"VARIANT", "GEOMETRY"}
+_QUANTILE_CASTS = {  # types that approx_quantile does not take
+    "TIMESTAMP_S": "TIMESTAMP", "TIMESTAMP_MS": "TIMESTAMP", "TIMESTAMP_NS": "TIMESTAMP",
+    "UTINYINT": "HUGEINT", "USMALLINT": "HUGEINT", "UINTEGER": "HUGEINT", "UBIGINT": "HUGEINT", "UHUGEINT": "DOUBLE",
+}  # fmt: skip
 _OTHERS_IN_ORDER = {"BOOLEAN", "VARCHAR", "UUID", "INTERVAL", "TIME WITH TIME ZONE"}
 
 
@@ -77,51 +84,54 @@ def profile(lake: Lake, name: str, *, top: int = 10) -> TableProfile:
     share = min(wanted / max(rows, 1), 1.0)
     expressions = ["count(*)", "count(*) FILTER (_sampled)"]
     for column in columns:
-        expressions += _expressions(column, top)
+        expressions += _expressions(column)
     (figures,) = lake.query(
         f"SELECT {', '.join(expressions)} FROM (SELECT *, random() < {share} AS _sampled FROM {source})"
     )
     values = iter(figures)
     counted, sampled = next(values), next(values)
     return TableProfile(
-        described.name, counted, sampled, tuple(_column_profile(column, counted, sampled, values) for column in columns)
+        described.name,
+        counted,
+        sampled,
+        tuple(_column_profile(column, counted, sampled, top, values) for column in columns),
     )
 
 
-def _expressions(column: Column, top: int) -> list[str]:
-    """The six aggregates of one column: present, not finite, distinct, bounds, quantiles, top values."""
+def _expressions(column: Column) -> list[str]:
+    """The seven aggregates of one column: present, not finite, distinct, minimum, maximum, quantiles, histogram.
+
+    Plain aggregates only: lists, lambdas and FILTER around them made planning 200 columns take 9 s instead of 0.2 s.
+    """
     name, kind = sql_name(column.name), column.type.split("(")[0]
+    is_number = kind == "DECIMAL" or kind in _INTEGERS | _UNSIGNED | _FLOATS | _TIMES
+    value, not_finite, bounds, quantiles = name, "0", ["NULL", "NULL"], "NULL"
+    if kind in _FLOATS | _WITH_INFINITY:
+        value = f"CASE WHEN isfinite({name}) THEN {name} END"
+        not_finite = f"count({name}) - count({value})"
+    if (is_number or kind in _OTHERS_IN_ORDER) and not column.type.endswith("]"):
+        bounds = [f"left({bound}({value})::VARCHAR, {MAX_TEXT})" for bound in ("min", "max")]
+        if is_number:
+            cast = _QUANTILE_CASTS.get(kind)
+            quantiles = f"approx_quantile({f'{value}::{cast}' if cast else value}, {list(QUANTILES)})::VARCHAR[]"
     text = f"left({name}::VARCHAR, {MAX_TEXT})"
-    is_nested = column.type.endswith("]") or kind in {"STRUCT", "MAP", "UNION", "VARIANT", "JSON", "BLOB", "GEOMETRY"}
-    finite, ordered, number = "true", "NULL", "NULL"
-    if not is_nested and (kind == "DECIMAL" or kind in _INTEGERS | _UNSIGNED | _FLOATS | _TIMES | _OTHERS_IN_ORDER):
-        if kind in _FLOATS or kind in {"DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"}:
-            finite = f"isfinite({name})"
-        bounds = f"min({name}) FILTER ({finite})", f"max({name}) FILTER ({finite})"
-        ordered = "[" + ", ".join(f"left({bound}::VARCHAR, {MAX_TEXT})" for bound in bounds) + "]"
-        cast = {"TIMESTAMP_S": "TIMESTAMP", "TIMESTAMP_MS": "TIMESTAMP", "TIMESTAMP_NS": "TIMESTAMP"}.get(kind, "")
-        cast = "DOUBLE" if kind == "UHUGEINT" else "HUGEINT" if kind in _UNSIGNED else cast
-        if kind == "DECIMAL" or kind in _INTEGERS | _UNSIGNED | _FLOATS | _TIMES:
-            value = f"{name}::{cast}" if cast else name
-            number = f"approx_quantile({value}, {list(QUANTILES)}) FILTER ({finite})::VARCHAR[]"
-    distinct = f"approx_count_distinct({text if kind in ('VARIANT', 'GEOMETRY') else name})"
+    distinct = f"approx_count_distinct({text if kind in _WITHOUT_HASH else name})"
     # The CASE keeps the text of unsampled rows from being made at all.
-    frequent = f"histogram(CASE WHEN _sampled THEN {text} END)"
-    tops = f"list_slice(list_reverse_sort(list_transform(map_entries({frequent}), e -> {{'n': e.value, 'v': e.key}})), 1, {top})"
-    return [f"count({name})", f"count({name}) FILTER (NOT {finite})", distinct, ordered, number, tops]
+    histogram = f"histogram(CASE WHEN _sampled THEN {text} END)"
+    return [f"count({name})", not_finite, distinct, *bounds, quantiles, histogram]
 
 
-def _column_profile(column: Column, rows: int, sampled: int, values: Iterator[Any]) -> ColumnProfile:
-    present, not_finite, distinct, bounds, quantiles, tops = (next(values) for _ in range(6))
-    seen = [item for item in tops or () if sampled == rows or item["n"] >= SAMPLE_SEEN]
+def _column_profile(column: Column, rows: int, sampled: int, top: int, values: Iterator[Any]) -> ColumnProfile:
+    present, not_finite, distinct, minimum, maximum, quantiles, histogram = (next(values) for _ in range(7))
+    seen = [(n, text) for text, n in (histogram or {}).items() if sampled == rows or n >= SAMPLE_SEEN]
     return ColumnProfile(
         name=column.name,
         type=column.type,
         nulls=rows - present,
         not_finite=not_finite,
         distinct=min(distinct, present),
-        minimum=bounds[0] if bounds else None,
-        maximum=bounds[1] if bounds else None,
+        minimum=minimum,
+        maximum=maximum,
         quantiles=tuple(quantiles or ()),
-        top_values=tuple(TopValue(item["v"], round(item["n"] * rows / sampled)) for item in seen),
+        top_values=tuple(TopValue(text, round(n * rows / sampled)) for n, text in heapq.nlargest(top, seen)),
     )

@@ -50,7 +50,9 @@ def connected(settings: Settings, connectors_dir: Path) -> Settings:
 def shop(tmp_path: Path) -> Callable[..., SourceFile]:
     """Writes a source file whose connector is the stand-in, and says what the stand-in shall do."""
 
-    def write(streams: str = "- {name: items, sync: incremental_append}", *, plan: dict | None = None, **values: object) -> SourceFile:
+    def write(
+        streams: str = "- {name: items, sync: incremental_append}", *, plan: dict | None = None, **values: object
+    ) -> SourceFile:
         os.environ["AIRBYTE_STAND_IN"] = json.dumps(plan or {})
         path = tmp_path / "project" / "sources" / "shop.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,9 @@ def syncing(settings: Settings, file: SourceFile, commit_bytes: int) -> Iterator
         "MILLRACE_STATE_DIR": str(settings.state_dir),
         "MILLRACE_CONNECTORS_DIR": str(settings.connectors_path),
     }
-    with subprocess.Popen([sys.executable, str(SYNC_ONCE), str(file.path), str(commit_bytes)], env=environment) as process:
+    with subprocess.Popen(
+        [sys.executable, str(SYNC_ONCE), str(file.path), str(commit_bytes)], env=environment
+    ) as process:
         try:
             yield process
         finally:

@@ -46,7 +46,9 @@ def test_values_arrive_in_the_types_of_the_schema(lake: Lake, connected: Setting
         ("_loaded_at", "TIMESTAMP WITH TIME ZONE"),
         ("_run_id", "VARCHAR"),
     ]
-    (row,) = lake.query("SELECT created_at::VARCHAR, local_time::VARCHAR, tags, address->>'zip', anything, _run_id FROM raw.shop__items")
+    (row,) = lake.query(
+        "SELECT created_at::VARCHAR, local_time::VARCHAR, tags, address->>'zip', anything, _run_id FROM raw.shop__items"
+    )
     assert row == ("2021-03-04 03:06:07.5+00", "2021-03-04 05:06:07", '["a","b"]', "10001", None, "run-1")
 
 
@@ -71,7 +73,9 @@ def test_an_append_continues_from_its_state(lake: Lake, connected: Settings, sho
 
 def test_a_deduplicated_stream_keeps_the_last_record_of_each_key(lake: Lake, connected: Settings, shop: Shop) -> None:
     sync(lake, shop(DEDUPED, plan={"count": 8}), None, settings=connected, run_id="r1")
-    again = shop(DEDUPED, plan={"count": 10, "reread": 3, "break": {"7": {"Name": "changed"}, "9": {"id": 8, "Name": "newest"}}})
+    again = shop(
+        DEDUPED, plan={"count": 10, "reread": 3, "break": {"7": {"Name": "changed"}, "9": {"id": 8, "Name": "newest"}}}
+    )
 
     (result,) = sync(lake, again, None, settings=connected, run_id="r2")
 
@@ -119,7 +123,10 @@ def test_a_full_load_of_an_incremental_stream_starts_anew(lake: Lake, connected:
     sync(lake, shop(plan={"count": 6}), None, settings=connected, run_id="r2", full=True)
     sync(lake, shop(plan={"count": 7}), None, settings=connected, run_id="r3")
 
-    assert lake.query("SELECT id, _run_id FROM raw.shop__items ORDER BY id") == [*((n, "r2") for n in range(1, 7)), (7, "r3")]
+    assert lake.query("SELECT id, _run_id FROM raw.shop__items ORDER BY id") == [
+        *((n, "r2") for n in range(1, 7)),
+        (7, "r3"),
+    ]
 
 
 @pytest.mark.parametrize("state_type", ["GLOBAL", "LEGACY"])
@@ -136,7 +143,9 @@ def test_a_state_of_all_streams_continues_each_of_them(
     assert {stream for stream, _ in states(lake)} == {""}
 
 
-def test_a_global_state_of_one_stream_keeps_what_is_known_of_the_other(lake: Lake, connected: Settings, shop: Shop) -> None:
+def test_a_global_state_of_one_stream_keeps_what_is_known_of_the_other(
+    lake: Lake, connected: Settings, shop: Shop
+) -> None:
     two = f"{APPEND}\n- {{name: other_items, sync: incremental_append}}"
     sync(lake, shop(two, plan={"count": 7, "state_type": "GLOBAL"}), None, settings=connected, run_id="r1")
     sync(lake, shop(two, plan={"count": 9, "state_type": "GLOBAL"}), ["items"], settings=connected, run_id="r2")
@@ -168,7 +177,18 @@ def test_a_long_sync_commits_as_it_goes(
     (result,) = sync(lake, shop(plan={"count": 50}), None, settings=connected, run_id="r")
 
     assert result.rows == 50
-    assert [state["stream"]["stream_state"]["id"] for _, state in states(lake)] == [5, 10, 15, 20, 25, 30, 35, 40, 45, 50]
+    assert [state["stream"]["stream_state"]["id"] for _, state in states(lake)] == [
+        5,
+        10,
+        15,
+        20,
+        25,
+        30,
+        35,
+        40,
+        45,
+        50,
+    ]
 
 
 def test_a_new_property_becomes_a_column_and_is_recorded(lake: Lake, connected: Settings, shop: Shop) -> None:

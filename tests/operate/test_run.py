@@ -160,5 +160,5 @@ def test_full_loads_every_file_again_without_doubling(project: Settings) -> None
 
 
 def test_a_selection_that_matches_nothing_names_what_there_is(project: Settings) -> None:
-    with pytest.raises(ConfigError, match="matches no asset. There are: .*raw/example/cities"):
+    with pytest.raises(ConfigError, match=r"matches no asset\. There are: .*raw/example/cities"):
         go(project, select="raw/exmaple/*")

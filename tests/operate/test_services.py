@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -38,12 +39,13 @@ def _definitions_can_be_imported() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def platform() -> Iterator[Settings]:
     """A platform that is up."""
-    settings = make_settings(tmp_path_factory.mktemp("platform") / "with space")
-    services.up(settings, module=MODULE)
-    yield settings
-    services.down(settings)
+    with tempfile.TemporaryDirectory(prefix="millrace tests ") as folder:
+        settings = make_settings(Path(folder))
+        services.up(settings, module=MODULE)
+        yield settings
+        services.down(settings)
 
 
 def make_settings(state_dir: Path, **changes: Any) -> Settings:
@@ -136,8 +138,8 @@ def test_a_second_up_changes_nothing_and_says_so(platform: Settings) -> None:
     assert [service.pid for service in after] == [service.pid for service in before.values()]
 
 
-def test_a_taken_port_is_named_with_its_holder_and_the_variable_to_set(platform: Settings, tmp_path: Path) -> None:
-    rival = make_settings(tmp_path / "rival", ui_port=platform.ui_port)
+def test_a_taken_port_is_named_with_its_holder_and_the_variable_to_set(platform: Settings, settings: Settings) -> None:
+    rival = make_settings(settings.state_dir, database_url=settings.database_url, ui_port=platform.ui_port)
     try:
         with pytest.raises(
             ServiceError, match=f"Port {platform.ui_port}, which the UI needs.*MILLRACE_UI_PORT"

@@ -6,7 +6,6 @@ providers do it, so the hour that autumn repeats and the hour that spring skips 
 
 import csv
 import io
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -16,13 +15,12 @@ from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 from pipeline.projects.nyc.taxi_zones import zone_rows
+from pipeline.projects.nyc.weather import weather_files
 
 T = TypeVar("T")
 NEW_YORK = ZoneInfo("America/New_York")
 HOUR = timedelta(hours=1)
-API_FILE = "open_meteo_api_hourly.csv"
 FIRST_NEW_FORMAT = date(2021, 2, 1)  # Citi Bike's second generation of headers
-NAN_HOURS = 168
 
 # Number until 2021-01, id since, name, latitude, longitude.
 STATIONS = [
@@ -42,11 +40,6 @@ NEW_HEADER = [
     "ride_id", "rideable_type", "started_at", "ended_at", "start_station_name", "start_station_id",
     "end_station_name", "end_station_id", "start_lat", "start_lng", "end_lat", "end_lng", "member_casual",
 ]  # fmt: skip
-WEATHER_HEADER = [
-    "time", "temp", "precipitation (mm)", "rain (mm)", "cloudcover (%)", "cloudcover_low (%)", "cloudcover_mid (%)",
-    "cloudcover_high (%)", "windspeed_10m (km/h)", "winddirection_10m (°)",
-]  # fmt: skip
-API_HEADER = ["time", "temperature_2m", "precipitation", "rain", "snowfall", "cloud_cover", "wind_speed_10m", "wind_direction_10m"]  # fmt: skip
 
 
 def generate(
@@ -76,8 +69,8 @@ def generate(
             written.append(_write(directory / name, make(Random(f"{seed}/{name}"), month, count)))  # noqa: S311  (test data)
     zones = [["LocationID", "Borough", "Zone", "service_zone"], *zone_rows()]
     written.append(_write(directory / "taxi_zone_lookup.csv", _csv(zones, quoting=csv.QUOTE_NONNUMERIC, end="\r\n")))
-    for name, content in _weather_files(Random(f"{seed}/weather"), months[0], months[-1]):  # noqa: S311
-        written.append(_write(directory / name, content))
+    for name, rows in weather_files(Random(f"{seed}/weather"), months[0], months[-1]).items():  # noqa: S311
+        written.append(_write(directory / name, _csv(rows, end="\n")))
     return written
 
 
@@ -106,8 +99,8 @@ def _csv(rows: Iterable[Iterable[Any]], *, quoting: Any = csv.QUOTE_MINIMAL, end
 
 def _parquet(rows: list[dict[str, Any]], columns: str) -> bytes:
     """*columns* is "name type" pairs, separated by commas, of the provider's schema."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     types = {"i32": pa.int32(), "i64": pa.int64(), "f64": pa.float64(), "str": pa.string(), "null": pa.null(), "time": pa.timestamp("us")}  # fmt: skip
     fields = [column.split() for column in columns.split(",")]
@@ -293,36 +286,3 @@ def _for_hire_trip(random: Random, trip: _Trip) -> dict[str, Any]:
         "DOlocationID": 0.0 if trip.slot % 150 == 51 else None if random.random() < 0.38 else to_zone,
         "SR_Flag": 1 if random.random() < 0.05 else None,
     }
-
-
-def _weather_files(random: Random, first: date, last: date) -> Iterator[tuple[str, bytes]]:
-    """The bulk file, whose last week is NaN and which ends in mid-month, and the whole range for the API's stand-in."""
-    start = datetime(first.year, first.month, 1) - timedelta(days=1)  # noqa: DTZ001  (UTC, as the provider writes it)
-    after = _next(last)
-    end = datetime(after.year, after.month, 2)  # noqa: DTZ001
-    history_end = datetime(last.year, last.month, 15)  # noqa: DTZ001
-    history, api = [], []
-    wet = cloud = 0.0
-    for time in (start + HOUR * n for n in range((end - start) // HOUR)):
-        season = math.cos((time.timetuple().tm_yday - 200) / 365 * math.tau)
-        day = math.cos((time.hour - 19) / 24 * math.tau)  # warmest at 19:00 UTC
-        temperature = round(12 + 12 * season + 3.5 * day + random.gauss(0, 1), 1)
-        wet = (
-            (0.0 if random.random() < 0.15 else wet)
-            if wet
-            else (random.expovariate(0.7) if random.random() < 0.02 else 0.0)
-        )
-        amount = round(wet * random.uniform(0.3, 1.5), 1)
-        cloud = min(100, max(0, 100 if wet else cloud + random.gauss(0, 20)))
-        rain = 0.0 if temperature < 1 else amount
-        snow = round((amount - rain) * 0.7, 2)  # cm of snow for mm of water, as the provider reckons
-        sky = [round(cloud), round(cloud * 0.6), round(cloud * 0.5), round(cloud * 0.8)]
-        wind = [round(abs(random.gauss(12, 6)), 1), random.randrange(360)]
-        stamp = f"{time:%Y-%m-%dT%H:%M}"
-        api.append([stamp, temperature, amount, rain, snow, sky[0], *wind])
-        if time < history_end:
-            is_measured = time < history_end - HOUR * NAN_HOURS
-            values = [temperature, f"{amount:.2f}", f"{rain:.2f}", *sky, *wind]
-            history.append([stamp, *(values if is_measured else ["NaN"] * len(values))])
-    yield f"open_meteo_nyc_hourly_{start.year}_{history_end.year}.csv", _csv([WEATHER_HEADER, *history], end="\n")
-    yield API_FILE, _csv([API_HEADER, *api], end="\n")

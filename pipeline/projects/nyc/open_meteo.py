@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from pipeline.errors import ConfigError
-from pipeline.projects.nyc.generate import API_FILE
+from pipeline.projects.nyc.weather import API_FILE
 
 UNITS = {
     "temperature_2m": "°C", "precipitation": "mm", "rain": "mm", "snowfall": "cm", "cloud_cover": "%",

@@ -83,7 +83,10 @@ def write(data: bytes | bytearray | memoryview) -> None:
 def main() -> None:
     command, options = sys.argv[1], dict(zip(sys.argv[2::2], sys.argv[3::2], strict=False))
     if command == "spec":
-        answer = {"type": "SPEC", "spec": {"connectionSpecification": {"type": "object", "properties": {"count": {"type": "integer"}}}}}
+        answer = {
+            "type": "SPEC",
+            "spec": {"connectionSpecification": {"type": "object", "properties": {"count": {"type": "integer"}}}},
+        }
     elif command == "check":
         answer = {"type": "CONNECTION_STATUS", "connectionStatus": {"status": "SUCCEEDED"}}
     elif command == "discover":
@@ -91,7 +94,8 @@ def main() -> None:
     else:
         states = json.loads(Path(options["--state"]).read_text()) if "--state" in options else []
         last = states[0]["stream"]["stream_state"]["id"] if states else 0
-        return read(json.loads(Path(options["--config"]).read_text())["count"], last)
+        read(json.loads(Path(options["--config"]).read_text())["count"], last)
+        return
     write(json.dumps(answer).encode() + b"\n")
 
 

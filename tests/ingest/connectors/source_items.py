@@ -38,7 +38,11 @@ SPEC = {
 
 def streams(config: dict) -> list[dict]:
     schema = {"type": "object", "properties": config.get("properties", PROPERTIES)}
-    modes = {"items": ["full_refresh", "incremental"], "Other Items": ["full_refresh", "incremental"], "plain": ["full_refresh"]}
+    modes = {
+        "items": ["full_refresh", "incremental"],
+        "Other Items": ["full_refresh", "incremental"],
+        "plain": ["full_refresh"],
+    }
     return [
         {
             "name": name,
@@ -81,8 +85,15 @@ def state(stream: str, number: int, all_streams: dict[str, int]) -> None:
     one = {"stream_descriptor": {"name": stream}, "stream_state": {"id": number}}
     kind = PLAN.get("state_type", "STREAM")
     if kind == "GLOBAL":
-        each = [{"stream_descriptor": {"name": name}, "stream_state": {"id": last}} for name, last in all_streams.items()]
-        emit({"type": "STATE", "state": {"type": "GLOBAL", "global": {"shared_state": {"lsn": number}, "stream_states": each}}})
+        each = [
+            {"stream_descriptor": {"name": name}, "stream_state": {"id": last}} for name, last in all_streams.items()
+        ]
+        emit(
+            {
+                "type": "STATE",
+                "state": {"type": "GLOBAL", "global": {"shared_state": {"lsn": number}, "stream_states": each}},
+            }
+        )
     elif kind == "LEGACY":
         emit({"type": "STATE", "state": {"data": {name: {"id": last} for name, last in all_streams.items()}}})
     else:

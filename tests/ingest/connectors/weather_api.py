@@ -27,7 +27,7 @@ class WeatherApi(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: WeatherApi
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         query = {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
         if self.server.failures:
             self.server.failures -= 1
@@ -37,7 +37,11 @@ class _Handler(BaseHTTPRequestHandler):
         if float(query["latitude"]) == 0:
             return self._answer(400, {"error": True, "reason": "nobody lives there"})
         days = (date.fromisoformat(last) - date.fromisoformat(first)).days + 1
-        hours = [f"{date.fromisoformat(first) + timedelta(days=day)}T{hour:02}:00" for day in range(days) for hour in range(24)]
+        hours = [
+            f"{date.fromisoformat(first) + timedelta(days=day)}T{hour:02}:00"
+            for day in range(days)
+            for hour in range(24)
+        ]
         names = query["hourly"].split(",")
         return self._answer(
             200,

@@ -2,14 +2,15 @@
 
 import csv
 import re
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 
 import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.projects.nyc.generate import API_FILE, generate
+from pipeline.projects.nyc.generate import generate
+from pipeline.projects.nyc.weather import API_FILE
 
 HISTORY_FILE = "open_meteo_nyc_hourly_2020_2021.csv"
 
@@ -158,4 +159,4 @@ def test_the_bulk_weather_ends_in_a_week_of_nan_and_the_api_has_it_all(data: Pat
     assert hours[-1][0] == "2021-03-14T23:00"
     assert all(float(hour[1]) == float(answers[hour[0]]["temperature_2m"]) for hour in hours[:-168])
     assert max(answers) == "2021-04-01T23:00"
-    assert len(answers) == (datetime(2021, 4, 2) - datetime(2020, 10, 31)).days * 24
+    assert len(answers) == (date(2021, 4, 2) - date(2020, 10, 31)).days * 24

@@ -1,16 +1,13 @@
 """The stand-in answers as Open-Meteo's archive API does."""
 
-import json
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import urlencode
-from urllib.request import urlopen
 
+import httpx2
 import pytest
 
 from pipeline.errors import ConfigError
@@ -45,12 +42,8 @@ def address(data: Path) -> Iterator[str]:
 
 
 def ask(address: str, query: dict[str, str], path: str = "/v1/archive") -> tuple[int, dict[str, Any]]:
-    try:
-        with urlopen(f"{address}{path}?{urlencode(query)}", timeout=10) as response:
-            return response.status, json.load(response)
-    except HTTPError as error:
-        with error:
-            return error.code, json.load(error)
+    response = httpx2.get(f"{address}{path}", params=query, timeout=10)
+    return response.status_code, response.json()
 
 
 def test_it_answers_in_the_shape_of_the_real_api(address: str):
@@ -122,11 +115,11 @@ def test_as_a_program_it_prints_its_address_and_serves(data: Path):
 
 def test_without_generated_weather_it_says_how_to_make_it(tmp_path: Path):
     with pytest.raises(
-        ConfigError, match="open_meteo_api_hourly.csv: No such file or directory.*millrace generate-data"
+        ConfigError, match=r"open_meteo_api_hourly.csv: No such file or directory.*millrace generate-data"
     ):
         serve(tmp_path)
 
 
 def test_a_taken_port_is_named(data: Path, address: str):
-    with pytest.raises(ConfigError, match="port [0-9]+ cannot be used"):
+    with pytest.raises(ConfigError, match=r"port [0-9]+ cannot be used"):
         serve(data, int(address.rsplit(":", 1)[1]))

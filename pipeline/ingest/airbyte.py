@@ -7,7 +7,7 @@ Which program runs is `airbyte_connectors`, how it is kept in bounds `airbyte_pr
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,9 +87,10 @@ def preview(file: SourceFile, stream: str, settings: Settings, *, limit: int = 1
     """
     with sync_of(Connector(file, settings), [_declared(file, stream)], settings, full=True) as running:
         spool = running.loads[0].spool
-        for _ in running.read(None):
-            if spool.rows >= limit:
-                break
+        with closing(running.read(None)) as blocks:
+            for _ in blocks:
+                if spool.rows >= limit:
+                    break
         with spool.path.open("rb") as lines:
             return [json.loads(line)["record"]["data"] for line, _ in zip(lines, range(limit), strict=False)]
 

@@ -4,17 +4,12 @@ Environments are made by `install` and nowhere else. What a connector's catalogu
 importing PyAirbyte costs seconds; it is asked again when connector, manifest or configuration change.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,18 +18,23 @@ from typing import Any
 import yaml
 
 from pipeline.errors import ConfigError, SourceRejected, SourceUnavailable
+from pipeline.ingest.airbyte_environments import (
+    INSTALL_SECONDS,
+    build_pyairbyte,
+    building,
+    is_finished,
+    lock_checksum,
+    pyairbyte_python,
+)
 from pipeline.ingest.airbyte_process import Child, ends_on_sigterm, private_folder
 from pipeline.ingest.spec import REFERENCE, AirbyteSource, SourceFile, resolved
 from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LOCK_FILE = Path(__file__).with_name("airbyte.lock")
 DRIVER = Path(__file__).with_name("pyairbyte_driver.py")
-INSTALL_SECONDS = 1800
 ASK_SECONDS = 600
 ANSWER_BYTES = 64 << 20
-_FINISHED = ".finished"  # written last: an environment without it is the rest of a killed install
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,8 @@ class Connector:
         doing = f"Source {self.source.name}: {action} of connector {self.label}"
         environment = {"PATH": f"{pyairbyte_python(self.settings).parent}:{os.environ.get('PATH', '')}"}
         if action == "install":  # uv and pip need to be told of mirrors and proxies
-            environment = {**os.environ, **environment, "UV_COMPILE_BYTECODE": "1"}
+            told = {name: value for name, value in os.environ.items() if name.startswith(("UV_", "PIP_"))}
+            environment |= {**told, "UV_COMPILE_BYTECODE": "1"}
         limit = INSTALL_SECONDS if action == "install" else ASK_SECONDS
         with private_folder(self.settings.scratch_path) as scratch, ends_on_sigterm():
             given = scratch / "request.json"
@@ -230,7 +231,7 @@ class Connector:
     @cached_property
     def _keeping_place(self) -> Path:
         if self.source.manifest:
-            version = self.manifest.read_text() + _lock_checksum()
+            version = self.manifest.read_text() + lock_checksum()
         elif self.source.package:
             version = self.source.package
         else:
@@ -260,9 +261,6 @@ def _answer(child: Child) -> dict[str, Any]:
     return reply
 
 
-# Environments
-
-
 def install(settings: Settings, files: Iterable[SourceFile], progress: Callable[[str], None] = lambda _: None) -> None:
     """Build what the sources need and lack: PyAirbyte's environment and one for each package. Safe to repeat or kill.
 
@@ -275,92 +273,16 @@ def install(settings: Settings, files: Iterable[SourceFile], progress: Callable[
         progress("no source needs a connector")
         return
     folder = settings.connectors_path / "pyairbyte"
-    with _building(folder, _lock_checksum(), "PyAirbyte", progress) as is_needed:
+    with building(folder, lock_checksum(), "PyAirbyte", progress) as is_needed:
         if is_needed:
-            _build_pyairbyte(folder)
+            build_pyairbyte(folder)
     for connector in connectors:
         if connector.source.package:
             where = connector.environment_path
-            with _building(where, connector.source.package, connector.source.package, progress) as is_needed:
+            with building(where, connector.source.package, connector.source.package, progress) as is_needed:
                 if is_needed:
                     connector.ask("install")
         connector.refuse_literal_secrets(connector.ask("spec")["spec"])
-
-
-def pyairbyte_python(settings: Settings) -> Path:
-    """The interpreter of PyAirbyte's environment.
-
-    Raises:
-        ConfigError: if `install` has not built it, or for other versions.
-    """
-    folder = settings.connectors_path / "pyairbyte"
-    if not is_finished(folder, _lock_checksum()):
-        raise ConfigError(
-            f"PyAirbyte is not installed (or another version) in {folder}. Run `millrace sources install`."
-        )
-    return folder / "bin" / "python"
-
-
-def is_finished(folder: Path, version: str) -> bool:
-    """True if the environment in *folder* is whole and of this *version*."""
-    try:
-        return (folder / _FINISHED).read_text() == version
-    except OSError:
-        return False
-
-
-@contextmanager
-def _building(folder: Path, version: str, title: str, progress: Callable[[str], None]) -> Iterator[bool]:
-    """Yields True if *folder* is to be filled; it is then empty, and counts as built when the block ends well."""
-    if is_finished(folder, version):
-        progress(f"{title}: installed")
-        yield False
-        return
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_suffix(".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if is_finished(folder, version):  # another process has just done it
-                yield False
-                return
-            shutil.rmtree(folder, ignore_errors=True)
-            started = time.monotonic()
-            progress(f"{title}: installing into {folder}")
-            yield True
-            (folder / _FINISHED).write_text(version)
-            progress(f"{title}: installed in {time.monotonic() - started:.0f} s")
-    except OSError as error:
-        raise ConfigError(
-            f"Installing {title} into {folder}: {error.strerror}. Make the folder writable, or set MILLRACE_CONNECTORS_DIR."
-        ) from error
-
-
-def _build_pyairbyte(folder: Path) -> None:
-    beside = Path(sys.executable).with_name("uv")
-    uv = str(beside) if beside.exists() else shutil.which("uv")
-    python = folder / "bin" / "python"
-    # The lock is complete; resolving it again, pip trips over a pinned package that is also asked for with an extra.
-    requirements = ["--no-deps", "-r", str(LOCK_FILE)]
-    if uv:
-        _run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)])
-        _run([uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), *requirements])
-    else:
-        _run([sys.executable, "-m", "venv", str(folder)])
-        _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements])
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
-    if done.returncode:
-        raise SourceUnavailable(
-            f"Installing PyAirbyte: {Path(command[0]).name} ended with code {done.returncode}: {done.stderr.strip()[-2000:]} "
-            "Make the package index reachable and run `millrace sources install` again."
-        )
-
-
-def _lock_checksum() -> str:
-    """What the environment is built from; the interpreter counts, because an environment links to it."""
-    return hashlib.sha256(LOCK_FILE.read_bytes() + sys.version.encode()).hexdigest()[:16]
 
 
 # Secrets

@@ -7,21 +7,19 @@ of it. Rows and state are one transaction, and no state is saved before the rows
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
-from pipeline.errors import ConfigError, LakeError, SourceError, SourceRejected, SourceUnavailable
+from pipeline.errors import ConfigError, SourceError, SourceRejected, SourceUnavailable
+from pipeline.ingest.airbyte_commits import StreamLoad, Writer, added
 from pipeline.ingest.airbyte_connectors import Connector
 from pipeline.ingest.airbyte_messages import SHOWN_LINES, Splitter, Spool
 from pipeline.ingest.airbyte_process import Child, ends_on_sigterm, private_folder
-from pipeline.ingest.airbyte_state import ALL_STREAMS, State, save_state, saved_states, state_file, stream_of
-from pipeline.ingest.airbyte_tables import Field, Table, Written, fields_of
-from pipeline.ingest.raw import LoadResult, record_load
+from pipeline.ingest.airbyte_state import ALL_STREAMS, State, saved_states, state_file, stream_of
+from pipeline.ingest.raw import LoadResult
 from pipeline.ingest.readers import normalised
 from pipeline.ingest.spec import ConnectorStream
 from pipeline.lake.connection import Lake
@@ -36,31 +34,6 @@ REPORT_SECONDS = 0.5
 _LEVELS = {"FATAL": logging.ERROR, "ERROR": logging.ERROR, "WARN": logging.WARNING}
 
 
-@dataclass
-class StreamLoad:
-    """A stream within a running sync."""
-
-    stream: ConnectorStream
-    offered: Mapping[str, Any]  # as the connector's catalogue describes it
-    spool: Spool
-    is_replaced: bool
-    result: LoadResult
-    state: State | None = None  # the newest, not committed yet
-    is_complete: bool = False  # the connector said so
-    error: SourceError | None = None
-    committed_at: float = field(default_factory=time.monotonic)
-
-    @property
-    def connector_name(self) -> str:
-        """The stream's name in messages."""
-        return str(self.offered["name"])
-
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """The columns its schema declares."""
-        return fields_of(self.offered.get("json_schema") or {})
-
-
 class Sync:
     """One run of *connector* for the *loads*; records arrive while `read` is iterated."""
 
@@ -72,7 +45,7 @@ class Sync:
         self._global: State | None = None
         self._trace: Mapping[str, Any] | None = None
         self._logged = 0
-        self._writer: _Writer | None = None
+        self._writer: Writer | None = None
 
     def into(self, lake: Lake, run_id: str, report: Report, *, full: bool) -> list[LoadResult]:
         """Load everything into *lake*.
@@ -80,16 +53,17 @@ class Sync:
         Raises:
             SourceError: after what the states cover has been committed.
         """
-        self._writer = _Writer(lake, self.source.name, run_id, full=full)
+        self._writer = Writer(lake, self.source.name, run_id, full=full)
         incremental = [load.connector_name for load in self.loads if not load.is_replaced]
         states = {} if full or not incremental else saved_states(lake, self.source.name)
         failure: SourceError | None = None
         started, reported = time.monotonic(), 0.0
         try:
-            for _ in self.read(state_file(states, incremental)):
-                if time.monotonic() - reported >= REPORT_SECONDS:
-                    reported = time.monotonic()
-                    self._report(report)
+            with closing(self.read(state_file(states, incremental))) as blocks:
+                for _ in blocks:
+                    if time.monotonic() - reported >= REPORT_SECONDS:
+                        reported = time.monotonic()
+                        self._report(report)
         except SourceError as error:
             failure = error
         self._commit_rest(failure)
@@ -99,7 +73,7 @@ class Sync:
             raise self._combined([*([failure] if failure else []), *errors])
         return [replace(load.result, seconds=time.monotonic() - started) for load in self.loads]
 
-    def read(self, state: Any) -> Iterator[None]:
+    def read(self, state: Any) -> Generator[None, None, None]:
         """Run the connector from *state*; yields after each block of its output.
 
         Raises:
@@ -242,7 +216,7 @@ class Sync:
                 raise
             return
         for load, item in zip(loads, written, strict=True):
-            load.result = _added(load.result, item)
+            load.result = added(load.result, item)
             load.spool.clear()
             load.state, load.committed_at = None, time.monotonic()
 
@@ -297,66 +271,6 @@ class Sync:
         for load in self.loads:
             rows = load.spool.rows_before + load.spool.rows
             report(Progress(f"{self.source.name}/{load.stream.name}", rows=rows, bytes_done=load.spool.bytes_in_all))
-
-
-class _Writer:
-    """Commits of one sync."""
-
-    def __init__(self, lake: Lake, source: str, run_id: str, *, full: bool) -> None:
-        self.lake, self.source, self.run_id, self.full = lake, source, run_id, full
-
-    def commit(self, loads: Sequence[StreamLoad], for_all: State | None) -> list[Written]:
-        """One transaction: rows, states, and the note of the load.
-
-        Raises:
-            SourceRejected: if table and schema do not fit, or too many records break their schema. Nothing is committed.
-        """
-        asset = ", ".join(f"raw/{self.source}/{load.stream.name}" for load in loads)
-
-        def run(*, checked: bool) -> list[Written]:
-            work = lambda: self._write(loads, for_all, checked=checked)  # noqa: E731
-            return self.lake.in_transaction(work, asset=asset, run_id=self.run_id)
-
-        try:
-            return run(checked=False)
-        except LakeError as error:
-            if not _is_about_records(error):
-                raise
-        try:
-            return run(checked=True)
-        except LakeError as error:
-            if not _is_about_records(error):
-                raise
-            raise SourceRejected(f"Loading {asset}: records that cannot be read: {error.__cause__}") from error
-
-    def _write(self, loads: Sequence[StreamLoad], for_all: State | None, *, checked: bool) -> list[Written]:
-        results = []
-        for load in loads:
-            started = time.monotonic()
-            table = Table(self.lake, self.source, load.stream, load.fields, full=self.full, run_id=self.run_id)
-            spool = load.spool
-            written = table.write(spool.path, rows=spool.covered_rows, rows_before=spool.rows_before, checked=checked)
-            results.append(written)
-            if load.state is not None and load.stream.sync != "full_refresh":
-                save_state(self.lake, self.source, load.connector_name, load.state, run_id=self.run_id)
-            now = _added(LoadResult(self.source, load.stream.name, seconds=time.monotonic() - started), written)
-            record_load(self.lake, now, month=None, run_id=self.run_id)
-        if for_all is not None and any(load.stream.sync != "full_refresh" for load in loads):
-            save_state(self.lake, self.source, ALL_STREAMS, for_all, run_id=self.run_id)
-        return results
-
-
-def _is_about_records(error: LakeError) -> bool:
-    return isinstance(error.__cause__, duckdb.InvalidInputException | duckdb.ConversionException)
-
-
-def _added(result: LoadResult, written: Written) -> LoadResult:
-    return replace(
-        result,
-        rows=result.rows + written.rows,
-        rejects=result.rejects + written.rejects,
-        columns_added=result.columns_added + written.columns_added,
-    )
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def _first_lines(path: Path) -> Iterator[bytes]:
 def _guessed(lake: Lake, text: str, columns: list[str]) -> dict[str, str]:
     """Column → the first type that all its values are of, looking at the whole file."""
     items = [
-        f"coalesce(bool_and({guess.format(v=sql_name(column))}), false)"
+        f"bool_and(coalesce({guess.format(v=sql_name(column))}, false)) FILTER ({sql_name(column)} IS NOT NULL)"
         for column in columns
         for guess in _GUESSES.values()
     ]

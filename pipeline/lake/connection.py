@@ -23,6 +23,14 @@ from pipeline.settings import Role, Settings
 
 log = logging.getLogger(__name__)
 
+
+def _log_retry(details: stamina.instrumentation.RetryDetails) -> None:
+    log.info("%s Again in %.1f s.", details.caused_by, details.wait_for)
+
+
+# Where structlog is installed stamina prints to stdout, into the output of `--json`.
+stamina.instrumentation.set_on_retry_hooks([_log_retry])
+
 EXTENSIONS = ("ducklake", "postgres_scanner", "httpfs")
 TRANSACTION_ATTEMPTS = 8
 T = TypeVar("T")
@@ -262,15 +270,16 @@ def sql_name(*parts: str) -> str:
 _CONFLICT = ("transaction conflict", "conflict on", "retry count", "could not serialize access")
 _DISK_FULL = ("no space left", "disk quota", "file too large")
 _NOT_ALLOWED = ("permission denied", "permission error", "read-only", "fatal: password authentication", "fatal: no pg_hba.conf",
-                "fatal: role", "fatal: database", "http 401", "http 403", "access denied", "http 404")  # fmt: skip
+                "fatal: role", "fatal: database", "access denied", "http 401", "http 403", "http 404",
+                "http code 401", "http code 403", "http code 404")  # fmt: skip
 _UNREACHABLE = ("unable to connect", "could not connect", "connection refused", "server closed", "terminating connection",
                 "connection to server", "no connection to the server", "ssl syscall", "bad connection", "http error",
                 "failed to execute query \"rollback\"", "failed to execute query \"commit\"", "could not resolve")  # fmt: skip
 
 
 def _translated(doing: str, error: duckdb.Error) -> LakeError:
-    found = " ".join(str(error).split())[:500]
-    lower = found.lower()
+    text = " ".join(str(error).split())
+    lower, found = text.lower(), text[:500]  # the telling end of a long message is searched, not shown
 
     def mentions(signs: tuple[str, ...]) -> bool:
         return any(sign in lower for sign in signs)
@@ -294,7 +303,9 @@ def _translated(doing: str, error: duckdb.Error) -> LakeError:
     if "creating a new ducklake is explicitly disabled" in lower:
         return LakeRejected(f"{doing}: there is no lake yet. Load something first: `millrace run` makes it.")
     if mentions(_NOT_ALLOWED):
-        return LakeRejected(f"{doing}: not permitted ({found}). Correct the credentials or the permissions.")
+        return LakeRejected(
+            f"{doing}: not permitted, or not there ({found}). Correct the address, the credentials or the permissions."
+        )
     if mentions(_UNREACHABLE):
         return LakeUnavailable(f"{doing}: the catalogue or its data cannot be reached ({found}).")
     return LakeError(f"{doing}: {str(error).strip()}")

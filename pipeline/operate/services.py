@@ -17,13 +17,12 @@ from pipeline.errors import ServiceError
 from pipeline.operate.database import embedded_url, file_lock, stop_embedded, with_database
 from pipeline.operate.instance import HOST, ensure_instance
 from pipeline.operate.probes import DO_NOT_LOAD
+from pipeline.operate.processes import GRACE_SECONDS, end_processes
 from pipeline.operate.supervisor import (
     DATABASE,
-    GRACE_SECONDS,
     SERVICES,
     ServiceStatus,
     Supervisor,
-    end_processes,
     log_file,
     record_file,
     supervisor_lock,

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from pipeline.errors import MillraceError, ServiceError
 from pipeline.operate.database import embedded_url, with_database
 from pipeline.operate.instance import HOST, LOCATION, fail_runs, launched_runs
 from pipeline.operate.probes import Answer, probe_code_server, probe_daemon, probe_database, probe_webserver
+from pipeline.operate.processes import end_processes, memory_bytes
 from pipeline.operate.retention import LOG_BYTES, rotate_log
 from pipeline.settings import GIB, Settings
 
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 
 CODE_SERVER, DAEMON, WEBSERVER = SERVICES = ("code-server", "daemon", "webserver")
 DATABASE = "database"
-GRACE_SECONDS = 20.0  # for runs to report their end; the code server drains within it
 SILENT_SECONDS = 180.0  # without an answer a service is started again
 RESTARTS, RESTART_WINDOW_SECONDS = 5, 600.0
 
@@ -210,7 +210,7 @@ class Supervisor:
 
     def _watch_service(self, child: Child) -> None:
         answer = self._probe(child)
-        memory = _memory(child.process.pid) if child.process else 0
+        memory = memory_bytes(child.process.pid) if child.process else 0
         cap = self.settings.service_memory_gib
         if memory > cap * GIB:
             why = f"used {memory / GIB:.2f} GiB, over its {cap:g} GiB (MILLRACE_SERVICE_MEMORY_GIB)"
@@ -288,48 +288,6 @@ def supervisor_lock(settings: Settings, *, patience_seconds: float = 0) -> Itera
             else:
                 yield True
             return
-
-
-def end_processes(settings: Settings, service: str | None = None, *, grace_seconds: float = GRACE_SECONDS) -> int:
-    """End every process of *service* (None: of all), found by the marks in its environment; returns their number.
-
-    Children of a run process are left to it, so that the run says it was interrupted and not that its tool failed;
-    what is left after the grace is killed.
-    """
-    import psutil
-
-    found, workers = [], set()
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            marks = process.environ()
-            if marks.get("MILLRACE_STATE_DIR") != str(settings.state_dir) or "MILLRACE_SERVICE" not in marks:
-                continue
-            if service in (None, marks["MILLRACE_SERVICE"]):
-                found.append(process)
-                if any("multiprocessing.spawn" in argument for argument in process.cmdline()):
-                    workers.add(process.pid)
-    for process in found:
-        with suppress(psutil.Error):
-            if process.ppid() not in workers:
-                process.terminate()
-    _, alive = psutil.wait_procs(found, timeout=grace_seconds)
-    for process in alive:
-        with suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(alive, timeout=5)
-    return len(found)
-
-
-def _memory(pid: int) -> int:
-    import psutil
-
-    total = 0
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for each in (process, *process.children()):
-            with suppress(psutil.Error):
-                total += each.memory_info().rss
-    return total
 
 
 def main(module: str) -> int:

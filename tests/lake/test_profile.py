@@ -36,7 +36,7 @@ def test_every_type_of_the_lake_has_a_profile(lake: Lake) -> None:
         """CREATE TABLE t AS SELECT 1::TINYINT a, 1::UBIGINT b, 1::HUGEINT c, 1.5::FLOAT d, 1.25::DECIMAL(10, 2) e,
         TIME '10:00' f, TIMESTAMPTZ '2021-01-01 00:00:00+00' g, INTERVAL 1 DAY h, 'x'::BLOB i, [1, 2] j, {'k': 1} k,
         MAP {'k': 1} l, '{"k": 1}'::JSON m, uuid() n, TIMESTAMP_S '2021-01-01' o, TIMESTAMP_NS '2021-01-01' p,
-        TIMETZ '10:00+00' q, 1::UTINYINT r, 1::USMALLINT s, 1::UINTEGER t, [{'x': 1.5::DOUBLE}] u, NULL::DOUBLE v,
+        TIMETZ '10:00:00+00' q, 1::UTINYINT r, 1::USMALLINT s, 1::UINTEGER t, [{'x': 1.5::DOUBLE}] u, NULL::DOUBLE v,
         [DATE '2021-01-01'] w, 1 AS "odd ""name", 5 AS "select" """
     )
 
@@ -110,5 +110,5 @@ def test_a_wide_table_an_empty_one_and_a_view_are_no_exception(lake: Lake) -> No
 
 
 def test_a_missing_table_is_named(lake: Lake) -> None:
-    with pytest.raises(LakeRejected, match="Looking up raw.nothing: there is no such table"):
+    with pytest.raises(LakeRejected, match="there is no such table"):
         profile(lake, "raw.nothing")

@@ -82,7 +82,7 @@ def run_status(settings: Settings, run_id: str) -> str:
     return str(graphql(settings, query, run=run_id)["runOrError"]["status"])
 
 
-def wait_for(what: Callable[[], T], wanted: Callable[[T], bool], seconds: float = 40) -> T:
+def wait_for(what: Callable[[], T], wanted: Callable[[T], bool], seconds: float = 90) -> T:
     deadline = time.monotonic() + seconds
     while not wanted(found := what()):
         assert time.monotonic() < deadline, f"still {found!r} after {seconds} s"
@@ -208,6 +208,7 @@ def test_services_end_with_a_killed_supervisor_and_up_starts_afresh(platform: Se
     os.kill(record["supervisor"], signal.SIGKILL)
 
     wait_for(lambda: {service.state for service in services.status(platform)[1:]}, lambda states: states == {"stopped"})
+    wait_for(lambda: set(processes_of(platform)) & set(pids), lambda left: not left)
     services.up(platform, module=MODULE)
     assert {service.state for service in services.status(platform)} == {"healthy"}
     assert not {service.pid for service in services.status(platform)} & set(pids)

@@ -93,6 +93,7 @@ def _is_about_records(error: LakeError) -> bool:
 
 
 def added(result: LoadResult, written: Written) -> LoadResult:
+    """*result* and what one more commit wrote."""
     return replace(
         result,
         rows=result.rows + written.rows,

@@ -19,9 +19,9 @@ CONFLICT_MARK = re.compile(rb"^(<<<<<<<|=======|>>>>>>>)( |\r?$)", re.MULTILINE)
 # One bad line can have an error for each of its columns: the first tells what is wrong. `line` counts rows, not
 # lines, where a quoted value has line breaks: `csv_lines` has the true number.
 _REJECTS = """
-SELECT csv_lines.line AS _row, arg_min(column_name, column_idx) AS "column",
-       arg_min(error_type || ': ' || error_message, column_idx) AS reason,
-       arg_min(trim(csv_line, chr(10) || chr(13)), column_idx) AS line
+SELECT csv_lines.line AS _row, arg_min(column_name, coalesce(column_idx, 0)) AS "column",
+       arg_min(error_type || ': ' || error_message, coalesce(column_idx, 0)) AS reason,
+       arg_min(trim(csv_line, chr(10) || chr(13)), coalesce(column_idx, 0)) AS line
 FROM csv_rejects JOIN csv_lines USING (line_byte_position) GROUP BY csv_lines.line
 """
 
@@ -39,7 +39,7 @@ _GUESSES = {
 _WHOLE = "contains({v}, '.') AND TRY_CAST({v} AS DOUBLE) <> trunc(TRY_CAST({v} AS DOUBLE))"
 _LOSSES = {
     **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT"), _WHOLE),
-    "DATE": "regexp_matches({v}, '[1-9]:|:[0-9]*[1-9]') AND TRY_CAST({v} AS DATE) IS NOT NULL",
+    "DATE": "TRY_CAST({v} AS TIMESTAMP) <> TRY_CAST({v} AS DATE)",
 }
 
 

@@ -267,7 +267,7 @@ def sql_name(*parts: str) -> str:
 
 
 # What DuckDB's, DuckLake's and libpq's messages contain, most telling first; all seen, see tests/lake.
-_CONFLICT = ("transaction conflict", "conflict on", "retry count", "could not serialize access")
+_CONFLICT = ("transaction conflict", "conflict on", "retry count", "could not serialize access", "deadlock detected")
 _DISK_FULL = ("no space left", "disk quota", "file too large")
 _NOT_ALLOWED = ("permission denied", "permission error", "read-only", "fatal: password authentication", "fatal: no pg_hba.conf",
                 "fatal: role", "fatal: database", "access denied", "http 401", "http 403", "http 404",
@@ -308,4 +308,4 @@ def _translated(doing: str, error: duckdb.Error) -> LakeError:
         )
     if mentions(_UNREACHABLE):
         return LakeUnavailable(f"{doing}: the catalogue or its data cannot be reached ({found}).")
-    return LakeError(f"{doing}: {str(error).strip()}")
+    return LakeError(f"{doing}: {str(error).strip()[:3000]}")

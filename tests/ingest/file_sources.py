@@ -1,6 +1,7 @@
 """A source of files in a folder of its own, declared as a person would declare it, and what came of loading it."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.ingest.files import load_files, pending_files
 from pipeline.ingest.raw import LoadResult
 from pipeline.ingest.spec import FileStream, SourceFile, load_source
 from pipeline.lake.connection import Lake
+from pipeline.operate.database import stop_embedded, with_database
 from pipeline.settings import Settings
 
 AUDIT = "_file, _row, _month, _loaded_at, _run_id"
@@ -38,6 +40,14 @@ class Shop:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def in_empty(cls, lake: Lake, project: Path) -> "Shop":
+        """In a lake where no test has left anything of it: making a lake costs more than most tests."""
+        tables = lake.query("SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = 'lake'")
+        for schema, table in tables:
+            lake.query(f"DROP TABLE {schema}.{table}")
+        return cls(lake, lake.settings, project)
 
     @property
     def folder(self) -> Path:
@@ -121,6 +131,16 @@ class Shop:
             "SELECT path, month, rows, rejects, status FROM ingest.files WHERE source = 'shop' "
             "QUALIFY row_number() OVER (PARTITION BY path ORDER BY recorded_at DESC) = 1 ORDER BY path"
         )
+
+
+def one_lake(state: Path) -> Iterator[Lake]:
+    """A lake for a whole module, on a server of its own."""
+    settings = Settings(state_dir=state)
+    try:
+        with Lake.open(with_database(settings)) as lake:
+            yield lake
+    finally:
+        stop_embedded(settings)
 
 
 def json_lines(*records: object) -> str:

@@ -122,7 +122,9 @@ def _find_local(paths: tuple[str, ...], folder: Path) -> list[FoundFile]:
             raise SourceRejected(f"Looking for files: there is no folder {folder}. Make it, or correct the location.")
         for template in paths:
             expression = template_expression(template)
-            for path in folder.glob(MONTH.sub("*", template).replace("[", "[[]")):
+            # A placeholder beside a star makes two, which pathlib takes for folders; brackets mean themselves.
+            wildcards = re.sub(r"(?<=[^/*])\*{2,}|\*{2,}(?!/)", "*", MONTH.sub("*", template)).replace("[", "[[]")
+            for path in folder.glob(wildcards):
                 name = path.relative_to(folder).as_posix()
                 match = expression.match(name)
                 if match and path.is_file():

@@ -86,6 +86,8 @@ def _searchable(template: str) -> str:
         )
     if not template or template.startswith("/") or "://" in template:
         raise ValueError(f"{template!r}: give it relative to the location")
+    if any("**" in part and part != "**" for part in template.split("/")):
+        raise ValueError(f"{template!r}: `**` stands for folders, alone between slashes")
     if set(MONTH.findall(template)) == {"month_end"}:
         raise ValueError(
             f"{template!r}: {{month_end}} does not stand alone; add {{month}}, {{yyyymm}} or {{month_start}}"

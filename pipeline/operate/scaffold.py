@@ -35,6 +35,8 @@ flags:
   send_anonymous_usage_stats: false
 models:
   {name}:
+    +pre-hook: "{{{{ record_run() }}}}"
+    +meta: {{dagster: {{owners: ["team:data"]}}}}
     staging: {{+schema: staging, +materialized: view}}
     marts: {{+schema: marts, +materialized: table}}
 """,
@@ -66,6 +68,16 @@ select city, population, population > 1000000 as is_large from {{{{ ref('stg_exa
 {{# Schemas are called staging and marts, not <target>_staging. #}}
 {{% macro generate_schema_name(custom_schema_name, node) -%}}
     {{{{ custom_schema_name or target.schema }}}}
+{{%- endmacro %}}
+""",
+    "dbt/macros/record_run.sql": """\
+{{# The snapshot of each model names the run that built it, as every other commit to the lake does. #}}
+{{% macro record_run() -%}}
+    {{%- set run_id = env_var('MILLRACE_RUN_ID', '') -%}}
+    {{%- set asset = this.schema ~ '/' ~ this.name -%}}
+    call {{{{ this.database }}}}.set_commit_message(
+        'dbt', '{{{{ asset }}}} by {{{{ run_id or "hand" }}}}',
+        extra_info => '{{"asset": "{{{{ asset }}}}", "run_id": "{{{{ run_id }}}}"}}')
 {{%- endmacro %}}
 """,
     ".gitignore": ".millrace/\n",

@@ -83,7 +83,7 @@ def parse(settings: Settings) -> None:
 
 @contextmanager
 def invocation(settings: Settings, run_id: str) -> Iterator[dict[str, str]]:
-    """The environment of one dbt process, with a target and a scratch file of its own, removed afterwards.
+    """The environment of one dbt process, with a target folder of its own, removed afterwards.
 
     Two dbt processes must not share a target: one would read the other's half-written files.
     """
@@ -97,7 +97,7 @@ def invocation(settings: Settings, run_id: str) -> Iterator[dict[str, str]]:
     try:
         yield {
             **settings.child_environment(),
-            "MILLRACE_DBT_SCRATCH": str(folder / "scratch.duckdb"),
+            "MILLRACE_RUN_ID": run_id,
             "DBT_TARGET_PATH": str(folder / "target"),
             "DBT_LOG_PATH": str(folder / "target"),
         }

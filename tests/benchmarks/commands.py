@@ -34,7 +34,6 @@ def _measure(settings: Settings, folder: Path) -> list[dict[str, object]]:
     generate(settings, data)
     install_extensions(settings.extensions_path)
     environment = {**os.environ, **settings.child_environment(), "MILLRACE_DATA_DIR": str(data)}
-    environment["MILLRACE_DBT_SCRATCH"] = str(folder / "scratch.duckdb")
     millrace = str(BIN / "millrace")
     subprocess.run(
         [millrace, "run", "--select", "raw/tlc/*,raw/citibike/*,raw/weather/*"],

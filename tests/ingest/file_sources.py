@@ -45,8 +45,10 @@ class Shop:
     def in_empty(cls, lake: Lake, project: Path) -> "Shop":
         """In a lake where no test has left anything of it: making a lake costs more than most tests."""
         tables = lake.query("SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = 'lake'")
+        lake.query("BEGIN")
         for schema, table in tables:
             lake.query(f"DROP TABLE {schema}.{table}")
+        lake.query("COMMIT")
         return cls(lake, lake.settings, project)
 
     @property

@@ -146,9 +146,9 @@ def test_both_generations_of_a_real_header_fill_the_same_columns(shop: Shop):
 
     shop.load()
 
-    assert shop.rows("_month, started_at, start_lat, ride_id, bikeid") == [
-        ("2021-01", datetime(2021, 1, 1, 0, 3, 35, 500000), 40.7, None, "42"),
-        ("2021-02", datetime(2021, 2, 1, 0, 4, 23), 40.8, "X1", None),
+    assert shop.rows("_month, started_at::VARCHAR, start_lat, ride_id, bikeid") == [
+        ("2021-01", "2021-01-01 00:03:35.5", 40.7, None, "42"),
+        ("2021-02", "2021-02-01 00:04:23", 40.8, "X1", None),
     ]
 
 
@@ -206,8 +206,8 @@ def test_undeclared_columns_take_the_types_of_the_first_file_and_lose_nothing(sh
         "id": "BIGINT", "zip": "VARCHAR", "price": "DOUBLE", "day": "DATE", "sold_at": "TIMESTAMP", "ok": "BOOLEAN",
         "us_day": "VARCHAR", "empty": "VARCHAR", "mixed": "VARCHAR",
     }  # fmt: skip
-    assert shop.rows("zip, price, day, sold_at, ok")[0] == (
-        "00501", 1.5, date(2021, 1, 31), datetime(2021, 1, 31, 10), True
+    assert shop.rows("zip, price, day, sold_at::VARCHAR, ok")[0] == (
+        "00501", 1.5, date(2021, 1, 31), "2021-01-31 10:00:00", True
     )  # fmt: skip
     shop.write("b.csv", "id,zip,price,day,sold_at,ok,us day,empty\n1,1,1,2021-01-01,2021-01-01,true,x,\n")
     assert "column mixed is not in the file" in shop.refused("1 of 2 files failed")

@@ -6,6 +6,7 @@ import dagster as dg
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.lake.catalogue import tables
 from pipeline.lake.connection import Lake
 from pipeline.operate.instance import open_instance
 from pipeline.operate.run import Summary, run
@@ -74,6 +75,10 @@ def test_one_run_loads_builds_and_checks_everything(project: Settings) -> None:
     assert summary.checks["raw/second/sales: primary_key_is_unique"].status == "passed"
     assert counts(project, "raw.second__sales", "marts.fct_sales", "marts.dim_city") == [6, 6, 2]
     assert any(step.task == "second/sales" and step.items_done == 3 for step in heard)
+    with Lake.open(project) as lake:
+        owners = {item.name: (item.asset, item.run_id) for item in tables(lake)}
+    assert owners["marts.fct_sales"] == ("marts/fct_sales", summary.run_ids[0])
+    assert owners["raw.second__sales"] == ("raw/second/sales", summary.run_ids[0])
     with open_instance(project) as instance:
         (record,) = instance.get_run_records()
         assert record.dagster_run.status == dg.DagsterRunStatus.SUCCESS

@@ -1,6 +1,7 @@
 """Files in an S3 bucket: listing them and fetching one. Which ones are a stream's is `locations`."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -13,6 +14,7 @@ from pipeline.settings import Settings
 TIMEOUT_SECONDS = 60
 RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}  # obstore's own waits three minutes
 PERMANENT = ("NotFoundError", "PermissionDeniedError", "UnauthenticatedError")
+REFUSED = re.compile(r"status code: 4(?!08|29)\d\d")  # a listing's errors have no class of their own
 
 
 class Object(NamedTuple):
@@ -81,6 +83,6 @@ def _errors(doing: str) -> Iterator[None]:
         yield
     except Exception as error:
         name, text = type(error).__name__, (str(error).splitlines() or [""])[0]
-        if isinstance(error, FileNotFoundError | PermissionError) or name in PERMANENT:
+        if isinstance(error, FileNotFoundError | PermissionError) or name in PERMANENT or REFUSED.search(text):
             raise SourceRejected(f"{doing}: {name}: {text}. Correct the location or the AWS_* variables.") from error
         raise SourceUnavailable(f"{doing}: {name}: {text}") from error

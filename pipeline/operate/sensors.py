@@ -24,9 +24,10 @@ def build_sensors(jobs: list[Any]) -> list[dg.SensorDefinition]:
         run, instance = context.dagster_run, context.instance
         assert context.repository_def
         graph = context.repository_def.asset_graph
-        steps = instance.get_run_step_stats(run.run_id)
-        failed_steps = {step.step_key for step in steps if step.status and step.status.value == "FAILURE"}
-        skipped_steps = {step.step_key for step in steps if step.status and step.status.value == "SKIPPED"}
+        status = {step.step_key: step.status.value for step in instance.get_run_step_stats(run.run_id) if step.status}
+        failed_steps = {step for step, value in status.items() if value == "FAILURE"}
+        if not failed_steps:
+            return dg.SkipReason(f"run {run.run_id} failed as a whole: that is for run retries")
         evaluations = [
             entry.get_dagster_event().asset_check_evaluation_data
             for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
@@ -35,7 +36,7 @@ def build_sensors(jobs: list[Any]) -> list[dg.SensorDefinition]:
         rest = unhindered(
             graph,
             failed=[*blocked(evaluations), *(key for key in planned if step_of(graph, key) in failed_steps)],
-            skipped=[key for key in planned if step_of(graph, key) in skipped_steps],
+            skipped=[key for key in planned if status.get(step_of(graph, key), "SKIPPED") == "SKIPPED"],
         )
         if not rest:
             return dg.SkipReason(f"nothing was skipped in run {run.run_id} that does not depend on a failure")

@@ -1,6 +1,5 @@
 """`millrace run`, in this process, on a small project of its own: real PostgreSQL, DuckLake, Dagster and dbt."""
 
-from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -10,40 +9,8 @@ from pipeline.lake.catalogue import tables
 from pipeline.lake.connection import Lake
 from pipeline.operate.instance import open_instance
 from pipeline.operate.run import Summary, run
-from pipeline.operate.scaffold import write_project
 from pipeline.progress import Progress
 from pipeline.settings import Settings
-
-SECOND_SOURCE = """\
-name: second
-kind: files
-owner: team:data
-location: data
-streams:
-  - name: sales
-    path: sales_{month}.csv
-    months: {first: 2021-01, last: 2021-03}
-    primary_key: [id]
-    columns: [{name: id, type: BIGINT}, {name: city}, {name: amount, type: DOUBLE}]
-"""
-
-
-@pytest.fixture
-def project(settings: Settings, tmp_path: Path) -> Settings:
-    """A project of two sources, one of them monthly, and three models, of which two read only the first source."""
-    directory = tmp_path / "shop"
-    write_project(directory)
-    (directory / "sources" / "second.yaml").write_text(SECOND_SOURCE)
-    for month, ids in (("2021-01", (1, 2)), ("2021-02", (3, 4)), ("2021-03", (5, 6))):
-        rows = "".join(f"{number},New York,{number}.5\n" for number in ids)
-        (directory / "data" / f"sales_{month}.csv").write_text("id,city,amount\n" + rows)
-    models = directory / "dbt" / "models"
-    (models / "sources.yml").write_text(
-        (models / "sources.yml").read_text()
-        + "  - {name: second, schema: raw, database: lake, tables: [{name: sales, identifier: second__sales}]}\n"
-    )
-    (models / "marts" / "fct_sales.sql").write_text("select id, city, amount from {{ source('second', 'sales') }}\n")
-    return settings.model_copy(update={"project_dir": directory})
 
 
 def go(settings: Settings, **options: object) -> Summary:

@@ -4,13 +4,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from typing import TypeVar
 
 from pipeline.errors import MillraceError
-from pipeline.ingest.locations import find_files, location_of
+from pipeline.ingest.locations import FoundFile, find_files, location_of
 from pipeline.ingest.raw import prepare
-from pipeline.ingest.spec import AirbyteSource, FileSource, SourceFile
+from pipeline.ingest.spec import AirbyteSource, FileSource, FileStream, SourceFile, table_name
+from pipeline.lake.catalogue import tables
 from pipeline.lake.connection import Lake
 from pipeline.settings import Settings
+
+T = TypeVar("T")
 
 TABLE_COLUMNS = (
     "source VARCHAR, stream VARCHAR, kind VARCHAR, reachable BOOLEAN, latency_seconds DOUBLE, last_change TIMESTAMPTZ, "
@@ -20,7 +25,10 @@ TABLE_COLUMNS = (
 
 @dataclass(frozen=True)
 class Availability:
-    """One stream's line of the catalogue. Times are UTC; `last_change` is the provider's word, None if it tells none."""
+    """One stream's line of the catalogue.
+
+    Times are UTC; `last_change` is the provider's word, None if it tells none. `rows` are those of the table now.
+    """
 
     source: str
     stream: str
@@ -39,47 +47,47 @@ def check_sources(
     """Look at every source. *probe* asks a connector to check its connection and raises if it cannot."""
     prepare(lake)
     loads = {
-        (row[0], row[1]): (row[2], row[3])
-        for row in lake.query(
-            "SELECT source, stream, max(recorded_at), sum(rows)::BIGINT FROM ingest.loads GROUP BY ALL"
-        )
+        (source, stream): last
+        for source, stream, last in lake.query("SELECT source, stream, max(recorded_at) FROM ingest.loads GROUP BY ALL")
     }
+    rows = {table.name: table.statistics.rows for table in tables(lake) if table.statistics}
     found = []
     for file in files:
         source = file.source
-        connector = _asked(lambda file=file: probe(file)) if isinstance(source, AirbyteSource) else None  # type: ignore[misc]
+        connector = _asked(partial(probe, file)) if isinstance(source, AirbyteSource) else None
         for stream in source.streams:
             changed: datetime | None = None
-            if isinstance(source, FileSource):
-                listing = []
-                seconds, error = _asked(
-                    lambda source=source, stream=stream, file=file, listing=listing: listing.extend(  # type: ignore[misc]
-                        find_files(stream, location_of(source, settings, file.project_dir), settings)
-                    )
-                )
-                changed = max((item.modified_at for item in listing if item.modified_at), default=None)
+            if isinstance(stream, FileStream):
+                seconds, error, listing = _asked(partial(_listing, file, stream, settings))
+                changed = max((item.modified_at for item in listing or () if item.modified_at), default=None)
                 if error is None and not listing:
                     error = "no file matches its path"
             else:
                 assert connector is not None
-                seconds, error = connector
-            last_load, rows = loads.get((source.name, stream.name), (None, None))
+                seconds, error, _ = connector
+            last_load = loads.get((source.name, stream.name))
+            held = rows.get(f"raw.{table_name(source.name, stream.name)}")
             found.append(
                 Availability(
-                    source.name, stream.name, source.kind, error is None, seconds, changed, last_load, rows, error
+                    source.name, stream.name, source.kind, error is None, seconds, changed, last_load, held, error
                 )
             )
     return found
 
 
-def _asked(question: Callable[[], object]) -> tuple[float, str | None]:
-    """Seconds the answer took, and what was wrong."""
+def _listing(file: SourceFile, stream: FileStream, settings: Settings) -> list[FoundFile]:
+    assert isinstance(file.source, FileSource)
+    return find_files(stream, location_of(file.source, settings, file.project_dir), settings)
+
+
+def _asked(question: Callable[[], T]) -> tuple[float, str | None, T | None]:
+    """Seconds the answer took, what was wrong, and the answer."""
     started = time.monotonic()
     try:
-        question()
+        answer = question()
     except MillraceError as error:
-        return time.monotonic() - started, str(error)
-    return time.monotonic() - started, None
+        return time.monotonic() - started, str(error), None
+    return time.monotonic() - started, None, answer
 
 
 def save(lake: Lake, found: Sequence[Availability], *, run_id: str) -> None:

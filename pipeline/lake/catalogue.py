@@ -1,6 +1,6 @@
 """What is in the lake: every table and view with its size, columns, last change and the run behind it.
 
-All of it comes from the catalogue's own tables in three queries, whatever the number of tables, rows and
+All of it comes from the catalogue's own tables in two queries, whatever the number of tables, rows and
 snapshots; values inside the tables are `profile`'s business.
 """
 
@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-import duckdb
-import stamina
-
 from pipeline.errors import LakeRejected
 from pipeline.lake.connection import Lake
 
-# Written by whoever changes rows or columns. Compaction (merge_adjacent, rewrite_delete, inline_flush) is not a
+# Written by whoever changes rows or columns. Compaction (merge_adjacent, rewrite_delete) is not a
 # change: after it a table still belongs to the run that loaded it.
-_CHANGES = "inserted_into_table|deleted_from_table|altered_table|inlined_insert|inlined_delete"
+_CHANGES = "inserted_into_table|deleted_from_table|altered_table"
 
 _RELATIONS = f"""
 WITH files AS (
@@ -30,7 +27,7 @@ WITH files AS (
 ), changes AS (
     SELECT m[2]::bigint AS table_id, max(snapshot_id) AS snapshot_id
     FROM ducklake_snapshot_changes, regexp_matches(changes_made, '({_CHANGES}):([0-9]+)', 'g') m
-    WHERE changes_made NOT LIKE '%inline_flush:%' GROUP BY 1
+    GROUP BY 1
 ), relations AS (
     SELECT schema_id, table_name AS name, 'table' AS kind, table_id AS id,
            greatest(begin_snapshot, changes.snapshot_id) AS snapshot_id
@@ -49,12 +46,6 @@ LEFT JOIN ducklake_tag tag ON tag.object_id = r.id AND tag.key = 'comment' AND t
 LEFT JOIN ducklake_snapshot n ON n.snapshot_id = r.snapshot_id
 LEFT JOIN ducklake_snapshot_changes c ON c.snapshot_id = r.snapshot_id
 ORDER BY 1, 2
-"""
-
-# Up to ten rows of an insert or delete stay in the catalogue until maintenance flushes them to files.
-_INLINED_TABLES = r"""
-SELECT relname, substring(relname, '^ducklake_inlined_(?:data|delete)_([0-9]+)')::bigint
-FROM pg_class WHERE relname ~ '^ducklake_inlined_(data|delete)_[0-9]' AND relkind = 'r' AND pg_table_is_visible(oid)
 """
 
 _NAMES = """
@@ -115,7 +106,9 @@ def tables(lake: Lake) -> list[Table]:
     ):
         columns.setdefault(f"{schema}.{table}", []).append(Column(*column))
     found = []
-    for schema, name, kind, _, comment, rows, size, files, snapshot, changed_at, info in _relations(lake):
+    for schema, name, kind, _, comment, rows, size, files, snapshot, changed_at, info in catalogue_query(
+        lake, _RELATIONS
+    ):
         full_name = f"{schema}.{name}"
         owner = _owner(info)
         found.append(
@@ -157,7 +150,7 @@ def table_statistics(lake: Lake) -> dict[str, Statistics]:
     """
     return {
         f"{schema}.{name}": Statistics(rows, size, files)
-        for schema, name, kind, _, _, rows, size, files, *_ in _relations(lake)
+        for schema, name, kind, _, _, rows, size, files, *_ in catalogue_query(lake, _RELATIONS)
         if kind == "table"
     }
 
@@ -170,37 +163,6 @@ def relation_names(lake: Lake) -> set[tuple[str, str]]:
 def catalogue_query(lake: Lake, sql: str) -> list[tuple[Any, ...]]:
     """Rows of *sql*, run by PostgreSQL in the catalogue's database. The text must be ours."""
     return lake.query("FROM postgres_query('__ducklake_metadata_lake', ?)", [sql])
-
-
-def _relations(lake: Lake) -> list[tuple[Any, ...]]:
-    """Rows of `_RELATIONS`, inlined rows counted in."""
-    relations = catalogue_query(lake, _RELATIONS)
-    inlined = _inlined_rows(lake)
-    return [(*row[:5], row[5] + inlined.get(row[3], 0), *row[6:]) for row in relations]
-
-
-def _inlined_rows(lake: Lake) -> dict[int, int]:
-    """Rows (less deleted rows) that live in the catalogue, by table id."""
-    counts: dict[int, int] = {}
-    # Maintenance may drop one of these tables between the two queries.
-    for attempt in stamina.retry_context(on=_is_vanished_table, attempts=3, wait_initial=0.05):
-        with attempt:
-            counts.clear()
-            parts = [
-                f"SELECT {table_id} AS id, count(*) AS n FROM {name} WHERE end_snapshot IS NULL"
-                if name.startswith("ducklake_inlined_data")
-                else f"SELECT {table_id} AS id, -count(*) AS n FROM {name} i JOIN ducklake_data_file f ON f.data_file_id = i.file_id "
-                "WHERE f.end_snapshot IS NULL"
-                for name, table_id in catalogue_query(lake, _INLINED_TABLES)
-            ]
-            if parts:
-                for table_id, rows in catalogue_query(lake, " UNION ALL ".join(parts)):
-                    counts[table_id] = counts.get(table_id, 0) + rows
-    return counts
-
-
-def _is_vanished_table(error: Exception) -> bool:
-    return isinstance(error.__cause__, duckdb.Error) and "does not exist" in str(error)
 
 
 def _owner(info: str | None) -> dict[str, str]:

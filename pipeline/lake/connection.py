@@ -114,9 +114,12 @@ class Lake:
                     lake._configure_s3()
                 lake._create_secret("catalogue", "postgres", _catalogue_secret(settings, role))
                 # No address in the path: duckdb_databases() shows it, and so does the error of a failed ATTACH.
-                options = ["META_SECRET 'catalogue'", f"DATA_PATH {sql_text(path)}"] + ["READ_ONLY"] * read_only
+                options = ["META_SECRET 'catalogue'", f"DATA_PATH {sql_text(path)}", "DATA_INLINING_ROW_LIMIT 0"]
+                options += ["READ_ONLY"] * read_only
                 connection.execute(f"ATTACH 'ducklake:postgres:' AS lake ({', '.join(options)})")
                 connection.execute("USE lake")
+                if not read_only:
+                    lake._keep_all_rows_in_files()
         except BaseException:
             connection.close()
             raise
@@ -209,6 +212,15 @@ class Lake:
             yield
         except duckdb.Error as error:
             raise _translated(doing, error) from error
+
+    def _keep_all_rows_in_files(self) -> None:
+        """Tell every later connection, dbt's too, what this one has as an option of its ATTACH.
+
+        By default DuckLake keeps inserts and deletes of up to ten rows in the catalogue, and such a delete beside
+        a compaction is lost without a conflict: both commit, and the rows are back.
+        """
+        if not self.query("SELECT 1 FROM lake.options() WHERE option_name = 'data_inlining_row_limit' AND value = '0'"):
+            self.query("CALL lake.set_option('data_inlining_row_limit', 0)")
 
     def _configure_s3(self) -> None:
         """Credentials from the standard ``AWS_*`` variables; `credential_chain` would need another extension."""

@@ -43,7 +43,6 @@ class Storage:
 class Report:
     """What one call of `maintain` did."""
 
-    rows_flushed: int
     files_rewritten: int
     files_merged: int
     snapshots_expired: int
@@ -75,7 +74,6 @@ def maintain(lake: Lake, *, older_than_days: int, run_id: str = "", report: Call
             raise LakeConflict("Maintaining the lake: another process is doing it now. Wait for it to end.")
         before = storage(lake)
         steps: dict[str, Callable[[], int]] = {
-            "rows_flushed": lambda: flush(lake, run_id=run_id),
             "files_rewritten": lambda: rewrite(lake, run_id=run_id),
             "files_merged": lambda: merge(lake, run_id=run_id),
             "snapshots_expired": lambda: expire(lake, older_than_days=older_than_days),
@@ -93,14 +91,6 @@ def storage(lake: Lake) -> Storage:
     """Number and bytes of the files that the catalogue refers to."""
     ((*figures,),) = catalogue_query(lake, _STORAGE)
     return Storage(*figures)
-
-
-def flush(lake: Lake, *, run_id: str = "") -> int:
-    """Write the few rows that small commits left in the catalogue to files; returns the rows.
-
-    First of all: rewriting a table that has such rows from before a column was added fails.
-    """
-    return _compact(lake, "ducklake_flush_inlined_data('lake')", run_id)
 
 
 def rewrite(lake: Lake, *, run_id: str = "") -> int:

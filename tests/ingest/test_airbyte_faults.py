@@ -133,6 +133,11 @@ def test_records_that_break_their_schema_are_set_aside_with_column_and_reason(
     assert lake.scalar("SELECT line FROM raw.shop__items__rejects WHERE _row = 3").startswith('{"type":"RECORD"')
 
 
+def test_a_fraction_is_not_rounded_into_an_integer_column(lake: Lake, connected: Settings, shop: Shop) -> None:
+    with pytest.raises(SourceRejected, match=r"record 3, id: 1\.5 is not BIGINT"):
+        sync(lake, shop(plan={"count": 10, "break": {"3": {"id": 1.5}}}), None, settings=connected, run_id="r")
+
+
 def test_a_record_that_is_cut_off_is_set_aside(lake: Lake, connected: Settings, shop: Shop) -> None:
     stream = "- {name: items, sync: incremental_append, max_reject_share: 0.5}"
 

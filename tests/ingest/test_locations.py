@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -348,31 +349,32 @@ def test_a_missing_folder_is_refused(shop: Shop):
     shop.refused("there is no folder", f"{shop.project}/nowhere")
 
 
-def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path):
-    path = tmp_path / "s.csv"
-    path.write_text(CSV)
-    path.chmod(0)
-    program = f"""
-import os
+def test_a_file_that_may_not_be_read_is_refused():
+    program = """
+import os, sys
 from pathlib import Path
 from pipeline.errors import SourceRejected
 from pipeline.ingest.locations import FoundFile, local_copy
 from pipeline.settings import Settings
-settings = Settings(state_dir=Path({str(tmp_path)!r}))
+state, path = map(Path, sys.argv[1:])
 if os.geteuid() == 0:  # who may read everything
-    (settings.scratch_path / "downloads").mkdir(parents=True)
-    for folder in (settings.scratch_path / "downloads", *(settings.scratch_path / "downloads").parents):
-        folder.chmod(folder.stat().st_mode | 0o007)
+    os.chown(state, 65534, 65534)
     os.seteuid(65534)
 try:
-    with local_copy(FoundFile("s.csv", {str(path)!r}), settings):
+    with local_copy(FoundFile("s.csv", str(path)), Settings(state_dir=state)):
         pass
 except SourceRejected as error:
     print(error)
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory() as state:  # not pytest's folder, which is closed to others
+        path = Path(state) / "s.csv"
+        path.write_text(CSV)
+        path.chmod(0)
 
-    assert result.stdout == f"Fetching s.csv: {path}: Permission denied. Correct its permissions.\n"
+        command = [sys.executable, "-c", program, state, path]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+
+        assert result.stdout == f"Fetching s.csv: {path}: Permission denied. Correct its permissions.\n"
 
 
 def test_a_file_that_goes_away_before_it_is_read_can_be_tried_again(tmp_path: Path):

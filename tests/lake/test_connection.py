@@ -336,6 +336,24 @@ def test_the_memory_limit_of_the_container_is_read(tmp_path: Path, file: str, co
     assert cgroup_memory_limit(tmp_path) == limit
 
 
+def test_no_row_stays_in_the_catalogue_whoever_writes_it(settings: Settings, lake: Lake) -> None:
+    lake.query("CREATE TABLE t AS SELECT 1 AS a")
+    with duckdb.connect() as plain:  # as dbt attaches
+        for name in ("ducklake", "postgres_scanner"):
+            plain.execute(f"LOAD '{extension_file(name)}'")
+        parts = settings.libpq("lake")
+        plain.execute(
+            "CREATE SECRET here (TYPE postgres, HOST ?, DBNAME 'lake', USER ?)", [parts["host"], parts["user"]]
+        )
+        plain.execute(f"ATTACH 'ducklake:postgres:' AS lake (META_SECRET 'here', DATA_PATH '{settings.lake_path}')")
+        plain.execute("INSERT INTO lake.t VALUES (2)")
+        plain.execute("DELETE FROM lake.t WHERE a = 1")
+
+    assert lake.query("SELECT count(*) FROM t") == [(1,)]
+    changes = lake.query("SELECT changes_made FROM __ducklake_metadata_lake.public.ducklake_snapshot_changes")
+    assert "inline" not in str(changes)
+
+
 def test_the_commit_information_is_json(lake: Lake) -> None:
     lake.in_transaction(lambda: lake.query("CREATE TABLE t(a BIGINT)"), asset='odd "name"', run_id="ein's")
 

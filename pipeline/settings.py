@@ -24,6 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pipeline.errors import ConfigError
 
 BUNDLED_PROJECT = Path(__file__).parent / "projects" / "nyc"
+PROFILES_DIR = Path(__file__).parent / "transform"
 GIB = 1 << 30
 
 Role = Literal["millrace", "lake_reader", "exporter"]
@@ -243,7 +244,7 @@ class Settings(BaseSettings):
             **({"MILLRACE_DATA_DIR": str(self.data_dir)} if self.data_dir else {}),
             "DAGSTER_HOME": str(self.dagster_home),
             "DBT_PROJECT_DIR": str(self.project_dir / "dbt"),
-            "DBT_PROFILES_DIR": str(Path(__file__).parent / "transform"),
+            "DBT_PROFILES_DIR": str(PROFILES_DIR),
             "DBT_TARGET": "s3" if self.lake_path.startswith("s3://") else "lake",
             "DBT_TARGET_PATH": str(self.dbt_target_path),
             "DBT_LOG_PATH": str(self.log_path / "dbt"),

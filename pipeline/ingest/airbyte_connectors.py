@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import ConfigError, SourceRejected, SourceUnavailable
+from pipeline.errors import ConfigError, SourceError, SourceRejected, SourceUnavailable
 from pipeline.ingest.airbyte_environments import (
     INSTALL_SECONDS,
     build_pyairbyte,
@@ -282,7 +282,11 @@ def install(settings: Settings, files: Iterable[SourceFile], progress: Callable[
             with building(where, connector.source.package, connector.source.package, progress) as is_needed:
                 if is_needed:
                     connector.ask("install")
-        connector.refuse_literal_secrets(connector.ask("spec")["spec"])
+        try:
+            connector.describe()  # kept, so that a run need not start PyAirbyte
+        except SourceError as error:  # the source may be out of reach where an image is built
+            progress(f"{connector.source.name}: its streams are not known yet: {str(error).splitlines()[0]}")
+            connector.refuse_literal_secrets(connector.ask("spec")["spec"])
 
 
 # Secrets

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.lake.connection import install_extensions
-from pipeline.settings import Settings
+from pipeline.settings import PROFILES_DIR, Settings
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,12 @@ def dbt_executable() -> str:
     return str(path)
 
 
-def fingerprint(directory: Path) -> str:
-    """A digest of every file of the dbt project, by content: an image's layers change the times."""
-    digest = hashlib.sha256()
+def fingerprint(settings: Settings) -> str:
+    """A digest of what dbt's kept parse depends on: every file of the project, by content as an image's layers change
+    the times, the profile, and the values that go into it."""
+    directory = settings.project_dir / "dbt"
+    digest = hashlib.sha256(repr(sorted(settings.project_environment().items())).encode())
+    digest.update((PROFILES_DIR / "profiles.yml").read_bytes())
     for path in sorted(directory.rglob("*")):
         if path.is_file() and not _IGNORED & set(path.relative_to(directory).parts):
             digest.update(f"{path.relative_to(directory)}\0{path.stat().st_size}\0".encode())
@@ -53,10 +56,9 @@ def manifest(settings: Settings) -> dict[str, Any]:
     Raises:
         ConfigError: with dbt's own message, if the project does not parse.
     """
-    directory = settings.project_dir / "dbt"
     target = settings.dbt_target_path
     mark = target / "fingerprint"
-    current = fingerprint(directory)
+    current = fingerprint(settings)
     if not mark.exists() or mark.read_text() != current or not (target / "manifest.json").exists():
         parse(settings)
         mark.write_text(current)

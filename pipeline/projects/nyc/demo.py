@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import MillraceError
+from pipeline.errors import ConfigError, MillraceError
 from pipeline.operate.scaffold import generate
 from pipeline.settings import Settings
 
@@ -23,19 +23,37 @@ def example_data(settings: Settings) -> Iterator[dict[str, str]]:
     if not (folder / "complete").exists():
         generate(settings, folder)
         (folder / "complete").touch()
-    command = [sys.executable, "-m", "pipeline.projects.nyc.open_meteo", "--data", str(folder), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as api:
-        try:
-            assert api.stdout
-            yield {
-                "MILLRACE_DATA_DIR": str(folder),
-                "MILLRACE_STATE_DIR": str(settings.state_dir),
-                "OPEN_METEO_URL": api.stdout.readline().strip(),
-                "OPEN_METEO_START_DATE": "2021-03-01",
-                "OPEN_METEO_END_DATE": "2021-04-14",
-            }
-        finally:
-            api.terminate()
+    with weather_api(folder) as address:
+        yield {
+            "MILLRACE_DATA_DIR": str(folder),
+            "MILLRACE_STATE_DIR": str(settings.state_dir),
+            "OPEN_METEO_URL": address,
+            "OPEN_METEO_START_DATE": "2021-03-01",
+            "OPEN_METEO_END_DATE": "2021-04-14",
+        }
+
+
+@contextmanager
+def weather_api(folder: Path) -> Iterator[str]:
+    """Address of the stand-in. It keeps its port: what is known of a connector is kept for one configuration."""
+    address_file = folder / "open_meteo_address"
+    known = address_file.read_text().rpartition(":")[2] if address_file.exists() else "0"
+    for port in (known, "0"):
+        command = [sys.executable, "-m", "pipeline.projects.nyc.open_meteo", "--data", str(folder), "--port", port]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as api:
+            try:
+                assert api.stdout
+                address = api.stdout.readline().strip()
+                if not address:
+                    continue  # another program has the port now
+                address_file.write_text(address)
+                yield address
+                return
+            finally:
+                api.terminate()
+    raise ConfigError(
+        f"Starting the weather API's stand-in over {folder}: it ended at once. Remove the folder and run again."
+    )
 
 
 def main() -> int:

@@ -421,7 +421,7 @@ def maintain(older_than_days: int) -> None:
     with _lake() as opened:
         done = maintain_lake(opened, older_than_days=older_than_days, report=lambda text: click.echo(text, err=True))
     click.echo(
-        f"{done.before.files:,} files, {done.before.bytes / 1e6:,.1f} MB before; {done.after.files:,} files, "
-        f"{done.after.bytes / 1e6:,.1f} MB now; {done.snapshots_expired:,} snapshots expired, "
+        f"live data: {done.before.live_files:,} files, {done.before.live_bytes / 1e6:,.1f} MB before; "
+        f"{done.after.live_files:,} files, {done.after.live_bytes / 1e6:,.1f} MB now; {done.snapshots_expired:,} snapshots expired, "
         f"{done.orphans_deleted:,} orphans removed, {done.seconds:.1f} s"
     )

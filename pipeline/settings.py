@@ -5,7 +5,6 @@ What exists (sources, models, schedules) is in the project folder, not here. Sec
 """
 
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -169,7 +168,7 @@ class Settings(BaseSettings):
         """Folder of the services' logs and the runs' compute logs."""
         return self.state_dir / "logs"
 
-    @cached_property
+    @property
     def memory_limit_bytes(self) -> int:
         """DuckDB's memory limit. A process needs about twice as much in all, hence half of the cgroup's limit."""
         if self.memory_limit_gib is not None:
@@ -180,7 +179,7 @@ class Settings(BaseSettings):
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return min(total // 4, 2 * GIB)
 
-    @cached_property
+    @property
     def thread_count(self) -> int:
         """DuckDB's threads."""
         if self.threads is not None:

@@ -12,7 +12,7 @@ from pipeline.errors import SourceRejected, SourceUnavailable
 from pipeline.settings import Settings
 
 TIMEOUT_SECONDS = 60
-RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}  # obstore's own waits three minutes
+RETRIES: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}  # obstore's own waits three minutes
 PERMANENT = ("NotFoundError", "PermissionDeniedError", "UnauthenticatedError")
 REFUSED = re.compile(r"status code: 4(?!08|29)\d\d")  # a listing's errors have no class of their own
 
@@ -72,7 +72,7 @@ def _store(location: str, settings: Settings) -> tuple[Any, str]:
         options["virtual_hosted_style_request"] = False
     if not os.environ.get("AWS_ACCESS_KEY_ID"):
         options["skip_signature"] = True  # public buckets, which most providers have
-    limits = {"allow_http": True, "timeout": f"{TIMEOUT_SECONDS}s", "connect_timeout": "10s"}
+    limits: Any = {"allow_http": True, "timeout": f"{TIMEOUT_SECONDS}s", "connect_timeout": "10s"}
     store = S3Store(bucket, **options, client_options=limits, retry_config=RETRIES)
     return store, f"{prefix.rstrip('/')}/" if prefix else ""
 

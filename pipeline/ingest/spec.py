@@ -261,8 +261,8 @@ def load_source(path: Path) -> SourceFile:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.CSafeLoader)  # libyaml's: definitions are imported by every run
+        document = yaml.load(text, Loader=yaml.CSafeLoader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DbtCliInvocation, dbt_assets
 
+from pipeline.lake.catalogue import sketch
 from pipeline.lake.connection import Lake
 from pipeline.progress import Progress, report
 from pipeline.settings import Settings
@@ -67,8 +68,8 @@ def _events(process: DbtCliInvocation, context: dg.AssetExecutionContext, lake: 
                 project=process.project,
             ):
                 if isinstance(result, dg.Output):
-                    relation = node.get("node_relation") or {}
-                    result = result.with_metadata({**result.metadata, **_table_metadata(lake, relation)})
+                    documented = process.manifest["nodes"].get(node.get("unique_id"), {}).get("columns", {})
+                    result = result.with_metadata({**result.metadata, **_table_metadata(lake, node, documented)})
                 yield result
     finally:
         if process.process.poll() is None:  # this generator was closed: no dbt may outlive its run
@@ -76,16 +77,11 @@ def _events(process: DbtCliInvocation, context: dg.AssetExecutionContext, lake: 
             process.process.wait(timeout=30)
 
 
-def _table_metadata(lake: Lake, relation: Mapping[str, Any]) -> dict[str, Any]:
-    schema, table = relation.get("schema"), relation.get("alias")
-    columns = lake.query(
-        "SELECT column_name, data_type, comment FROM duckdb_columns() WHERE database_name = 'lake' AND schema_name = ? "
-        "AND table_name = ? ORDER BY column_index",
-        [schema, table],
-    )
-    if not columns:
-        return {}
-    return {
-        "dagster/row_count": lake.scalar(f'SELECT count(*) FROM "{schema}"."{table}"'),
-        "dagster/column_schema": dg.TableSchema([dg.TableColumn(*column) for column in columns]),
-    }
+def _table_metadata(lake: Lake, node: Mapping[str, Any], documented: Mapping[str, Any]) -> dict[str, Any]:
+    relation = node.get("node_relation") or {}
+    table = sketch(lake, relation.get("schema", ""), relation.get("alias", ""))
+    if table is None:  # a view: its columns are known by their documentation, its rows only by reading them
+        columns = [dg.TableColumn(name, description=item.get("description")) for name, item in documented.items()]
+        return {"dagster/column_schema": dg.TableSchema(columns)} if columns else {}
+    columns = [dg.TableColumn(column.name, column.type, column.comment) for column in table.columns]
+    return {"dagster/row_count": table.rows, "dagster/column_schema": dg.TableSchema(columns)}

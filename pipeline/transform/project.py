@@ -4,7 +4,6 @@ Building models as assets is `assets`; dbt itself runs only as a child process.
 """
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from pipeline.errors import ConfigError
 from pipeline.lake.connection import install_extensions
@@ -62,7 +63,7 @@ def manifest(settings: Settings) -> dict[str, Any]:
     if not mark.exists() or mark.read_text() != current or not (target / "manifest.json").exists():
         parse(settings)
         mark.write_text(current)
-    content: dict[str, Any] = json.loads((target / "manifest.json").read_bytes())
+    content: dict[str, Any] = orjson.loads((target / "manifest.json").read_bytes())
     return content
 
 
@@ -102,6 +103,7 @@ def invocation(settings: Settings, run_id: str) -> Iterator[dict[str, str]]:
             "MILLRACE_RUN_ID": run_id,
             "DBT_TARGET_PATH": str(folder / "target"),
             "DBT_LOG_PATH": str(folder / "target"),
+            "DBT_LOG_LEVEL_FILE": "none",  # its debug lines go with the folder; what it prints is kept
         }
     finally:
         shutil.rmtree(folder, ignore_errors=True)

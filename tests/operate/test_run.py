@@ -1,6 +1,5 @@
 """`millrace run`, in this process, on a small project of its own: real PostgreSQL, DuckLake, Dagster and dbt."""
 
-
 import dagster as dg
 import pytest
 

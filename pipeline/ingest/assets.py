@@ -82,7 +82,9 @@ def _file_asset(file: SourceFile, stream: FileStream, settings: Settings, retry:
                     asset_key(source, stream.name), partition=month, metadata={"rows_loaded": rows}
                 )
                 context.log_event(event)
-        yield dg.MaterializeResult(metadata=_metadata(lake, result))
+        yield dg.MaterializeResult(
+            metadata=_metadata(lake, result, {item.name: item.description for item in stream.columns})
+        )
 
     assert isinstance(load, dg.AssetsDefinition)
     return load
@@ -157,12 +159,14 @@ def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
     return dg.BackfillPolicy.multi_run(settings.partitions_per_run)
 
 
-def _metadata(lake: Lake, result: LoadResult) -> Mapping[str, Any]:
+def _metadata(lake: Lake, result: LoadResult, described: Mapping[str, str] | None = None) -> Mapping[str, Any]:
     columns = columns_of(lake, table_name(result.source, result.stream))
     listed = list(result.files_loaded[:LISTED_FILES])
     return {
         "dagster/row_count": lake.scalar(f"SELECT count(*) FROM {result.table}"),
-        "dagster/column_schema": dg.TableSchema([dg.TableColumn(name, kind) for name, kind in columns.items()]),
+        "dagster/column_schema": dg.TableSchema(
+            [dg.TableColumn(name, kind, (described or {}).get(name) or None) for name, kind in columns.items()]
+        ),
         "rows_loaded": result.rows,
         "rows_rejected": result.rejects,
         "seconds": round(result.seconds, 3),

@@ -4,7 +4,7 @@ Finding and fetching is `locations`, reading a format is `readers`, what is load
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -162,7 +162,7 @@ class _Load:
             ended.set()
             thread.join()
 
-    def _load_one(self, path: Path, file: FoundFile, checksum: str, *, full: bool) -> LoadResult:
+    def _load_one(self, path: Path, file: FoundFile, checksum: Callable[[], str], *, full: bool) -> LoadResult:
         # Two runs that see the same new file would both insert it, and inserts never conflict: hence the lock.
         with self.lake.lock(f"{self.asset}/{file.month or file.path}", wait_seconds=LOCK_WAIT_SECONDS) as held:
             if not held:
@@ -172,7 +172,7 @@ class _Load:
                 )
             entries = self.ledger.entries()
             entry = entries.get(file.path)
-            if entry and entry.has_rows and entry.checksum == checksum and not full:
+            if entry and entry.has_rows and not full and entry.checksum == checksum():
                 self._note([replace(entry, file=file, status="loaded")])
                 return LoadResult(self.source, self.stream.name)
             obsolete = [
@@ -188,7 +188,7 @@ class _Load:
             finally:
                 self.lake.connection.execute("SET preserve_insertion_order = true")
 
-    def _replace(self, path: Path, file: FoundFile, checksum: str, obsolete: list[Entry]) -> LoadResult:
+    def _replace(self, path: Path, file: FoundFile, checksum: Callable[[], str], obsolete: list[Entry]) -> LoadResult:
         """Replace the rows of the *obsolete* files by those of *path*, inside the transaction."""
         started = time.monotonic()
         connection = self.lake.connection
@@ -222,7 +222,7 @@ class _Load:
         for old in obsolete:
             if old.file.path != file.path:
                 self.ledger.write(replace(old, rows=0, rejects=0, status="replaced"))
-        self.ledger.write(Entry(file, checksum, rows, rejects, "loaded"))
+        self.ledger.write(Entry(file, checksum(), rows, rejects, "loaded"))
         record_load(self.lake, result, month=file.month, run_id=self.run_id)
         return result
 

@@ -6,11 +6,11 @@
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import duckdb
 
 from pipeline.ingest.files import load_files
+from pipeline.ingest.raw import prepare
 from pipeline.ingest.spec import FileStream, SourceFile, load_source
 from pipeline.lake.connection import Lake, install_extensions
 from pipeline.operate.database import stop_embedded, with_database
@@ -27,7 +28,7 @@ from pipeline.settings import GIB, Settings
 ROOT = Path(__file__).parents[2]
 CACHE = Path(tempfile.gettempdir()) / "millrace-benchmarks"
 ROWS = 10_000_000
-ROUNDS = 3
+ROUNDS = 4
 FILES = 500
 
 YELLOW_TAXI = """
@@ -141,22 +142,24 @@ def load(lake: Lake, settings: Settings, file: SourceFile) -> float:
     (stream,) = file.source.streams
     assert isinstance(stream, FileStream)
     started = time.perf_counter()
-    load_files(lake, file, stream, settings=settings, run_id="bench")
+    load_files(lake, file, stream, settings=settings, run_id=str(uuid.uuid4()))
     return time.perf_counter() - started
 
 
 def beside_duckdb(settings: Settings, trips: Path) -> tuple[float, float]:
-    """Median seconds of ours and of DuckDB's insert, in turns into fresh tables of one lake."""
+    """Best seconds of ours and of DuckDB's insert, in turns into fresh tables of one lake."""
     ours, theirs = [], []
     file = declared(settings.state_dir, trips.parent, trips.name)
     with Lake.open(settings) as lake:
+        prepare(lake)
         lake.query("CREATE SCHEMA IF NOT EXISTS peer")
         for turn in range(2 * ROUNDS):
             if turn % 4 in (0, 3):
                 ours.append(load(lake, settings, file))
                 assert lake.scalar("SELECT count(*) FROM raw.bench__trips") == ROWS
-                for table in ("raw.bench__trips", "raw.bench__trips__rejects", "ingest.files"):
-                    lake.query(f"DROP TABLE {table}")
+                lake.query("DROP TABLE raw.bench__trips")
+                lake.query("DROP TABLE raw.bench__trips__rejects")
+                lake.query("DELETE FROM ingest.files")
             else:
                 lake.query(f"CREATE TABLE peer.trips AS FROM read_parquet('{trips}') LIMIT 0")
                 started = time.perf_counter()
@@ -164,7 +167,7 @@ def beside_duckdb(settings: Settings, trips: Path) -> tuple[float, float]:
                 theirs.append(time.perf_counter() - started)
                 lake.query("DROP TABLE peer.trips")
             _forget_files(lake)
-    return statistics.median(ours), statistics.median(theirs)
+    return min(ours), min(theirs)  # what else runs on the machine only ever adds
 
 
 def _forget_files(lake: Lake) -> None:

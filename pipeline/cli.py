@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,6 +43,10 @@ class Command(click.Group):
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="State folder (MILLRACE_STATE_DIR).")
 def main(project: Path | None, state: Path | None) -> None:
     """Millrace: sources → lake → models, on one machine or a cluster."""
+    # A shell's background job ignores SIGINT; Dagster gives SIGTERM the same handler, and `millrace run &` could not
+    # be ended, nor its dbt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if project:
         os.environ["MILLRACE_PROJECT_DIR"] = str(project.resolve())
     if state:

@@ -1,6 +1,7 @@
 """Fixtures of all tests: one real PostgreSQL for the session, an empty lake for each test that asks."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,6 +20,9 @@ PROVIDER_FILES = Path(__file__).parents[2] / "shared" / "data" / "nyc"
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No setting of the person who runs the tests reaches them."""
+    # A shell's background job ignores SIGINT; Dagster gives SIGTERM the same handler, and no child could be ended.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     kept = dict(os.environ)
     for name in list(os.environ):
         if name.startswith(("MILLRACE_", "DAGSTER_", "DBT_", "PG", "AWS_")) and name != "MILLRACE_REQUIRE_TOOLS":

@@ -4,7 +4,6 @@ Building models as assets is `assets`; dbt itself runs only as a child process.
 """
 
 import hashlib
-import logging
 import os
 import shutil
 import subprocess
@@ -19,8 +18,6 @@ import orjson
 from pipeline.errors import ConfigError
 from pipeline.lake.connection import install_extensions
 from pipeline.settings import PROFILES_DIR, Settings
-
-log = logging.getLogger(__name__)
 
 PARSE_TIMEOUT_SECONDS = 300
 _IGNORED = {"target", "logs", "dbt_packages", "__pycache__"}

@@ -3,10 +3,16 @@
 So they are found after their supervisor was killed, and without a pid file that could be stale.
 """
 
+import time
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from pipeline.settings import Settings
 
+if TYPE_CHECKING:
+    import psutil
+
+ROUNDS = 3
 GRACE_SECONDS = 20.0  # for runs to report their end; the code server drains within it
 
 
@@ -18,26 +24,56 @@ def end_processes(settings: Settings, service: str | None = None, *, grace_secon
     """
     import psutil
 
-    found, workers = [], set()
+    ended = 0
+    for _ in range(ROUNDS):  # a process that was just starting another is seen only with the next look
+        found = _marked(settings, service)
+        if not found:
+            break
+        workers = {process.pid for process in found if _is_run_worker(process)}
+        for process in found:
+            with suppress(psutil.Error):
+                if process.ppid() not in workers:
+                    process.terminate()
+        _, alive = psutil.wait_procs(found, timeout=grace_seconds)
+        for process in alive:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(alive, timeout=5)
+        ended += len(found)
+    return ended
+
+
+def await_exit(pid: int, *, seconds: float) -> None:
+    """Return when process *pid*, not a child of this one, is gone or a zombie; after *seconds* in any case."""
+    import psutil
+
+    deadline = time.monotonic() + seconds
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _marked(settings: Settings, service: str | None) -> "list[psutil.Process]":
+    import psutil
+
+    found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             marks = process.environ()
             if marks.get("MILLRACE_STATE_DIR") != str(settings.state_dir) or "MILLRACE_SERVICE" not in marks:
                 continue
-            if service in (None, marks["MILLRACE_SERVICE"]):
+            if service in (None, marks["MILLRACE_SERVICE"]) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-                if any("multiprocessing.spawn" in argument for argument in process.cmdline()):
-                    workers.add(process.pid)
-    for process in found:
-        with suppress(psutil.Error):
-            if process.ppid() not in workers:
-                process.terminate()
-    _, alive = psutil.wait_procs(found, timeout=grace_seconds)
-    for process in alive:
-        with suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(alive, timeout=5)
-    return len(found)
+    return found
+
+
+def _is_run_worker(process: "psutil.Process") -> bool:
+    import psutil
+
+    with suppress(psutil.Error):
+        return any("multiprocessing.spawn" in argument for argument in process.cmdline())
+    return False
 
 
 def memory_bytes(pid: int) -> int:

@@ -17,7 +17,7 @@ from pipeline.errors import ServiceError
 from pipeline.operate.database import embedded_url, file_lock, stop_embedded, with_database
 from pipeline.operate.instance import HOST, ensure_instance
 from pipeline.operate.probes import DO_NOT_LOAD
-from pipeline.operate.processes import GRACE_SECONDS, end_processes
+from pipeline.operate.processes import GRACE_SECONDS, await_exit, end_processes
 from pipeline.operate.supervisor import (
     DATABASE,
     SERVICES,
@@ -175,6 +175,7 @@ def _end_supervisor(settings: Settings) -> bool:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if not _is_supervised(settings):
+                await_exit(pid, seconds=5)  # it freed its lock and is on its way out
                 return True
             time.sleep(0.1)
     return True

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.errors import SourceRejected
 from pipeline.ingest.airbyte_messages import LINE_BYTES
-from pipeline.ingest.raw import check_rejects, columns_of, fit_table, fits, literal
+from pipeline.ingest.raw import RECORD_COLUMNS, check_rejects, columns_of, fit_table, fits, literal
 from pipeline.ingest.readers import normalised
 from pipeline.ingest.spec import ConnectorStream, table_name
 from pipeline.lake.connection import Lake, sql_name, sql_text
@@ -136,7 +136,7 @@ class Table:
                 "Nothing was loaded. Give the connector back what it needs to deliver it, or make the table anew with a "
                 "full load (`--full`)."
             )
-        return fit_table(self.lake, self.source, self.stream.name, columns, audit={}, run_id=self.run_id)
+        return fit_table(self.lake, self.source, self.stream.name, columns, audit=RECORD_COLUMNS, run_id=self.run_id)
 
     def _insert(self, select: str, *, expected: int) -> int:
         if self.stream.sync == "incremental_deduped":

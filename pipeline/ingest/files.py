@@ -229,21 +229,19 @@ class _Load:
     def _insert(self, file: FoundFile, plan: Plan) -> tuple[int, int]:
         """Rows and rejects that came in."""
         connection = self.lake.connection
-        stamp = (
-            f"{literal(datetime.now(UTC).isoformat())}::TIMESTAMPTZ AS _loaded_at, {literal(self.run_id)} AS _run_id"
-        )
-        origin = f"{literal(file.path)} AS _file"
+        origin = f"{literal(file.path)} AS _file, {literal(datetime.now(UTC).isoformat())}::TIMESTAMPTZ AS _loaded_at"
         connection.execute(f"SET preserve_insertion_order = {str(plan.is_ordered).lower()}")
         (rows,) = connection.execute(
             f"INSERT INTO raw.{sql_name(self.table)} BY NAME "
-            f"SELECT *, {origin}, {literal(file.month)}::VARCHAR AS _month, {stamp} FROM ({plan.select})"
+            f"SELECT *, {origin}, {literal(file.month)}::VARCHAR AS _month FROM ({plan.select})"
         ).fetchone() or (0,)
         if plan.examine:
             plan.examine()
         if plan.rejects is None:
             return rows, 0
         (rejects,) = connection.execute(
-            f"INSERT INTO raw.{sql_name(self.table + '__rejects')} BY NAME SELECT *, {origin}, {stamp} FROM ({plan.rejects})"
+            f"INSERT INTO raw.{sql_name(self.table + '__rejects')} BY NAME "
+            f"SELECT *, {origin}, {literal(self.run_id)} AS _run_id FROM ({plan.rejects})"
         ).fetchone() or (0,)
         if rejects:
             first = connection.execute(f"SELECT _row, reason FROM ({plan.rejects}) ORDER BY _row LIMIT 1").fetchone()

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster_dbt import DagsterDbtTranslator, DbtCliInvocation, dbt_assets
 
 from pipeline.lake.catalogue import sketch
 from pipeline.lake.connection import Lake
 from pipeline.progress import Progress, report
 from pipeline.settings import Settings
 from pipeline.transform.project import dbt_executable, invocation, manifest
-from pipeline.transform.resources import Dbt
+from pipeline.transform.resources import DagsterDbtTranslator, Dbt, DbtCliInvocation, dbt_assets
 
 FULL_TAG = "millrace/full"
 POOL = "dbt"  # dbt replaces tables, which conflicts with any other writer of them

@@ -17,7 +17,7 @@ from pipeline.lake.connection import Lake
 from pipeline.operate.database import stop_embedded, with_database
 from pipeline.settings import Settings
 
-AUDIT = "_file, _row, _month, _loaded_at, _run_id"
+AUDIT = "_file, _row, _month, _loaded_at"
 
 
 def declare(project: Path, *, location: str = "files", source: str = "shop", **stream: Any) -> SourceFile:
@@ -119,6 +119,15 @@ class Shop:
 
     def rows(self, columns: str = f"* EXCLUDE ({AUDIT})") -> list[tuple[Any, ...]]:
         return self.lake.query(f"SELECT {columns} FROM raw.shop__sales ORDER BY ALL")
+
+    def loaded_by(self) -> dict[str, str]:
+        """The run whose rows the table has, for each file: that of its first line of the ledger since."""
+        found = self.lake.query(
+            "SELECT path, min_by(run_id, recorded_at) FROM ingest.files JOIN "
+            "(SELECT DISTINCT _file, _loaded_at FROM raw.shop__sales) AS r ON path = _file AND recorded_at >= _loaded_at "
+            "GROUP BY path"
+        )
+        return dict(found)
 
     def rejects(self, columns: str = '_file, _row, "column", reason, line') -> list[tuple[Any, ...]]:
         return self.lake.query(f"SELECT {columns} FROM raw.shop__sales__rejects ORDER BY ALL")

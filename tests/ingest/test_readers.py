@@ -68,7 +68,8 @@ def test_every_format_gives_the_same_rows(shop: Shop, name: str, content: str | 
     assert (result.rows, result.rejects, result.files_loaded) == (2, 0, (name,))
     assert shop.rows() == [(1, "a"), (2, "b")]
     assert shop.types() == {"id": "BIGINT", "name": "VARCHAR"}
-    assert shop.rows("_file, _row, _month, _run_id") == [(name, 1, None, "run-7"), (name, 2, None, "run-7")]
+    assert shop.rows("_file, _row, _month") == [(name, 1, None), (name, 2, None)]
+    assert shop.loaded_by() == {name: "run-7"}
 
 
 def test_parquet_gives_its_rows_with_their_place_in_the_file(shop: Shop):

@@ -7,7 +7,7 @@
    Partitioned by month so that a filter on the month reaches the raw table. #}
 {% macro is_duplicate(started) -%}
     row_number() over (
-        partition by _month, {{ started }}, hash(*columns(* exclude (_file, _row, _month, _loaded_at, _run_id)))
+        partition by _month, {{ started }}, hash(*columns(* exclude (_file, _row, _month, _loaded_at)))
         order by _file, _row
     ) > 1
 {%- endmacro %}

@@ -5,6 +5,8 @@ What exists (sources, models, schedules) is in the project folder, not here. Sec
 """
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pipeline.errors import ConfigError
 
 BUNDLED_PROJECT = Path(__file__).parent / "projects" / "nyc"
+FULL_TAG = "millrace/full"  # of a run that loads every file and rebuilds every model: "true"
 PROFILES_DIR = Path(__file__).parent / "transform"
 GIB = 1 << 30
 
@@ -269,6 +272,21 @@ class Settings(BaseSettings):
             "DAGSTER_PG_PASSWORD": pg.get("password", ""),
             "DAGSTER_PG_DB": "dagster",
         }
+
+
+@contextmanager
+def process_environment(values: Mapping[str, str]) -> Iterator[None]:
+    """*values* as this process's environment variables within the block, for libraries that read nothing else."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def cgroup_memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -11,10 +11,9 @@ from pipeline.ingest.raw import LoadResult, columns_of
 from pipeline.ingest.spec import AirbyteSource, FileSource, FileStream, SourceFile, Stream, table_name
 from pipeline.lake.connection import Lake
 from pipeline.progress import report
-from pipeline.settings import Settings
+from pipeline.settings import FULL_TAG, Settings
 
 RETRY = dg.RetryPolicy(max_retries=3, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)  # seconds
-FULL_TAG = "millrace/full"
 LISTED_FILES = 50
 
 

@@ -164,7 +164,7 @@ def check_rejects(source: str, stream: str, *, rows: int, rejects: int, share: f
     if rejects and rejects > share * total:
         raise SourceRejected(
             f"Loading {source}/{stream}: {rejects:,} of {total:,} rows do not fit, more than max_reject_share "
-            f"{share:g} allows. Nothing was loaded. First: {first}. Correct the data or the columns in the source "
+            f"{share:g} allows. None of them was loaded. First: {first}. Correct the data or the columns in the source "
             "file, or raise max_reject_share."
         )
 

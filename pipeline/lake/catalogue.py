@@ -167,6 +167,15 @@ def relation_names(lake: Lake) -> set[tuple[str, str]]:
     return set(catalogue_query(lake, _NAMES))
 
 
+def relation_columns(lake: Lake) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Schema and name of every table and view → its columns, in order."""
+    rows = lake.query(
+        "SELECT schema_name, table_name, list(column_name ORDER BY column_index) FROM duckdb_columns() "
+        "WHERE database_name = 'lake' GROUP BY ALL"
+    )
+    return {(schema, name): tuple(columns) for schema, name, columns in rows}
+
+
 @dataclass(frozen=True)
 class Sketch:
     """A table's rows and columns and no more."""

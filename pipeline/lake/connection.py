@@ -197,12 +197,14 @@ class Lake:
         except psycopg2.OperationalError as error:
             raise LakeUnavailable(f"Locking {name}: the catalogue does not answer: {error}".strip()) from error
         with closing(connection), connection.cursor() as cursor:
-            cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{max(int(wait_seconds * 1000), 1)}ms"])
             try:
+                cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{max(int(wait_seconds * 1000), 1)}ms"])
                 cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
             except psycopg2.errors.LockNotAvailable:
                 yield False
                 return
+            except psycopg2.Error as error:
+                raise LakeUnavailable(f"Locking {name}: the catalogue ended the connection: {error}".strip()) from error
             yield True
 
     @contextmanager

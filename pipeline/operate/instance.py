@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.operate.database import connect, file_lock
-from pipeline.settings import Settings
+from pipeline.settings import Settings, process_environment
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -124,18 +124,11 @@ def open_instance(settings: Settings) -> Iterator["DagsterInstance"]:
     """
     from dagster import DagsterInstance
 
-    changed = settings.child_environment()
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
-        with DagsterInstance.from_config(str(settings.dagster_home)) as instance:
-            yield instance
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with (
+        process_environment(settings.child_environment()),
+        DagsterInstance.from_config(str(settings.dagster_home)) as instance,
+    ):
+        yield instance
 
 
 def launched_runs(settings: Settings) -> list[str]:

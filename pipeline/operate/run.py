@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.operate.instance import ensure_instance
 from pipeline.operate.recovery import blocked, step_of, unhindered
 from pipeline.progress import Report, heard_by
-from pipeline.settings import Settings
+from pipeline.settings import FULL_TAG, Settings
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -138,7 +138,7 @@ def _selected(select: str, graph: Any) -> "set[dg.AssetKey]":
 
 
 def _tags(partition: str | None, *, full: bool) -> dict[str, str]:
-    tags = {"millrace/full": "true"} if full else {}
+    tags = {FULL_TAG: "true"} if full else {}
     if partition and RANGE in partition:
         first, last = partition.split(RANGE, 1)
         tags |= {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}

@@ -41,7 +41,8 @@ SILENT_SECONDS = 180.0  # without an answer a service is started again
 RESTARTS, RESTART_WINDOW_SECONDS = 5, 600.0
 
 # The kernel ends a service with its supervisor. Not by preexec_fn: that runs Python between fork and exec.
-WITH_PARENT = "import ctypes,os,sys; ctypes.CDLL(None).prctl(1, 15); os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[2:])"
+# Where there is no prctl (macOS), a killed supervisor's services are ended by the next `up` or `down`.
+WITH_PARENT = "import ctypes,os,sys; getattr(ctypes.CDLL(None), 'prctl', max)(1, 15); os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[2:])"
 
 
 @dataclass(frozen=True)

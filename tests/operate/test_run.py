@@ -56,6 +56,9 @@ def test_one_run_loads_builds_and_checks_everything(project: Settings) -> None:
         metadata = event.asset_materialization.metadata
         assert metadata["dagster/row_count"].value == 6
         assert [column.name for column in metadata["dagster/column_schema"].value.columns] == ["id", "city", "amount"]
+        assert metadata["dagster/column_lineage"].value.deps_by_column["city"] == [
+            dg.TableColumnDep(dg.AssetKey(["raw", "second", "sales"]), "city")
+        ]
 
 
 def test_a_second_run_loads_nothing_again(project: Settings) -> None:

@@ -49,8 +49,8 @@ def column_lineage(sql: str, relations: Relations) -> dict[str, tuple[Origin, ..
         for column in query.named_selects:
             tree = lineage(column, query, schema=known, dialect="duckdb", scope=scope, copy=False)
             found[column] = tuple(sorted({origin for node in tree.walk() for origin in _origin(node)}))
-    except Exception as error:  # whatever sqlglot stumbles over: the model is built, and this is only about it
-        log.info("No column lineage: %s", str(error)[:300])
+    except Exception:  # whatever sqlglot stumbles over: the model is built, and this is only about it
+        log.info("No column lineage of a query", exc_info=True)
         return {}
     return found
 

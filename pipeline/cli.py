@@ -90,23 +90,27 @@ def _print_table(
     console = _console()
     if not console.is_terminal:
         console.width = 160
+    cut = 0
     widths = [max([len(name), *(len(_shown(row[i])) for row in rows[:100])]) + 3 for i, name in enumerate(columns)]
     if (
         vertical and rows and len(columns) > 5 and sum(widths) > console.width
     ):  # too wide to read: one line a column instead
         shown = rows[: max(1, min(len(rows), 4))]
+        cut = len(rows) - len(shown)
         rows = [[name, *(row[i] for row in shown)] for i, name in enumerate(columns)]
         columns = ["column", *(f"row {number}" for number in range(1, len(shown) + 1))]
     numeric = [
         bool(rows) and all(isinstance(row[i], int | float) or row[i] is None for row in rows)
         for i in range(len(columns))
     ]
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(title=Text(title) if title else None, title_justify="left", title_style="bold", header_style="bold")
     for name, is_number in zip(columns, numeric, strict=True):
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+        table.add_column(Text(name), justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_shown(value)) for value in row))
     console.print(table)
+    if cut:
+        console.print(f"{cut:,} more rows: widen the terminal, or send the output to a file or pager")
 
 
 def _shown(value: Any) -> str:
@@ -117,7 +121,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.3f}".rstrip("0").rstrip(".")
+        return f"{value:,.15g}"
     return str(value)
 
 
@@ -313,6 +317,7 @@ def check_sources(names: tuple[str, ...]) -> None:
             ]
             for item in found
         ],
+        vertical=False,
     )
     sys.exit(0 if all(item.reachable for item in found) else 1)
 
@@ -397,6 +402,7 @@ def catalog() -> None:
              len(item.columns), item.snapshot_id, item.changed_at and f"{item.changed_at:%Y-%m-%d %H:%M:%S}", item.run_id[:8]]
             for item in found
         ],
+        vertical=False,
     )  # fmt: skip
 
 

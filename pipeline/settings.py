@@ -69,7 +69,7 @@ class Project(BaseModel):
             raise ConfigError(
                 f"{path}: there is no such file. Set MILLRACE_PROJECT_DIR to a project, or make one with `millrace init DIR`."
             ) from None
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: cannot be read: {error}") from error
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())

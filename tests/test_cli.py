@@ -105,6 +105,20 @@ def test_sql_refuses_what_is_not_reading_the_lake(shop: dict[str, str]) -> None:
         assert millrace(shop, "sql", statement, code=1).stderr.startswith("Error: Refused")
 
 
+def test_sql_shows_names_and_small_numbers_as_they_are_and_says_what_it_leaves_out(shop: dict[str, str]) -> None:
+    millrace(shop, "run", "--select", "raw/example/*")
+
+    shown = millrace(shop, "sql", 'SELECT 0.0000004::DOUBLE AS "[/x]", 123456.1234567::DOUBLE AS "[red]y"').stdout
+    wide = ", ".join(f"repeat('x', 60) AS c{number}" for number in range(6))
+    cut = millrace(shop, "sql", f"SELECT {wide} FROM range(10)").stdout
+
+    assert "[/x]" in shown
+    assert "[red]y" in shown
+    assert "4e-07" in shown
+    assert "123,456.1234567" in shown
+    assert "6 more rows" in cut
+
+
 def test_check_names_file_and_line_of_each_mistake(shop: dict[str, str]) -> None:
     source = Path(shop["MILLRACE_PROJECT_DIR"], "sources", "example.yaml")
     source.write_text(source.read_text().replace("primary_key", "primarykey"))

@@ -14,8 +14,11 @@ KEY, ROWS, FRESH, SCHEMA = "primary_key_is_unique", "row_count_is_within_range",
 
 
 def build_checks(files: Sequence[SourceFile]) -> list[dg.AssetChecksDefinition]:
-    """The checks of every stream; those of a source run in one step. The blocking ones hold its models back."""
-    return [_source_checks(file) for file in files]
+    """The checks of every stream, in a step of its own: one that failed keeps no other from being checked.
+
+    The blocking ones hold the stream's models back.
+    """
+    return [_stream_checks(file.source.name, stream) for file in files for stream in file.source.streams]
 
 
 def _specs(source: str, stream: Stream) -> list[dg.AssetCheckSpec]:
@@ -33,18 +36,10 @@ def _specs(source: str, stream: Stream) -> list[dg.AssetCheckSpec]:
     return specs
 
 
-def _source_checks(file: SourceFile) -> dg.AssetChecksDefinition:
-    source = file.source.name
-    streams = {asset_key(source, stream.name): stream for stream in file.source.streams}
-
-    @dg.multi_asset_check(
-        name=f"check_{source}",
-        specs=[spec for stream in file.source.streams for spec in _specs(source, stream)],
-        can_subset=True,
-    )
+def _stream_checks(source: str, stream: Stream) -> dg.AssetChecksDefinition:
+    @dg.multi_asset_check(name=f"check_{source}__{stream.name}", specs=_specs(source, stream), can_subset=True)
     def check(context: dg.AssetCheckExecutionContext, lake: dg.ResourceParam[Lake]) -> Iterator[dg.AssetCheckResult]:
         for selected in sorted(context.selected_asset_check_keys):
-            stream = streams[selected.asset_key]
             passed, severity, metadata = _EVALUATE[selected.name](lake, source, stream)
             yield dg.AssetCheckResult(
                 passed=passed,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.errors import SourceRejected
-from pipeline.ingest.plan import Plan, comparable, header_keys, match_columns, select_sql
+from pipeline.ingest.plan import OFFSET, Plan, comparable, header_keys, loss, match_columns, select_sql
 from pipeline.ingest.spec import Column
 from pipeline.lake.connection import Lake, sql_name, sql_text
 
@@ -26,25 +26,25 @@ FROM csv_rejects JOIN csv_lines USING (line_byte_position) GROUP BY csv_lines.li
 """
 
 # What a value must be for its column to become of a type, the first that fits all; `v` is the value. Nothing is lost:
-# 007 is no number.
+# 007, 12e4 and a number of more digits than a DOUBLE holds are no numbers.
+_IS_TIME = "{v} LIKE '____-__-__%' AND TRY_CAST({v} AS TIMESTAMP) IS NOT NULL"
+_HAS_OFFSET = f"regexp_matches({{v}}, '{OFFSET}')"
 _GUESSES = {
     "BIGINT": "TRY_CAST({v} AS BIGINT)::VARCHAR = {v}",
-    "DOUBLE": "TRY_CAST({v} AS DOUBLE) IS NOT NULL AND NOT regexp_matches({v}, '^[-+]?0[0-9]')",
+    "DOUBLE": "regexp_matches({v}, '^-?(0|[1-9][0-9]*)([.][0-9]+)?([eE]-[0-9]+)?$') "
+    "AND (length(regexp_replace({v}, '[^0-9]', '', 'g')) <= 15 OR TRY_CAST({v} AS DOUBLE)::VARCHAR = {v})",
     "DATE": "TRY_CAST({v} AS DATE)::VARCHAR = {v}",
-    "TIMESTAMP": "{v} LIKE '____-__-__%' AND TRY_CAST({v} AS TIMESTAMP) IS NOT NULL",
+    "TIMESTAMPTZ": f"{_IS_TIME} AND {_HAS_OFFSET}",
+    "TIMESTAMP": f"{_IS_TIME} AND NOT {_HAS_OFFSET}",
     "BOOLEAN": "lower({v}) IN ('true', 'false')",
 }
 
-# Text that DuckDB casts to the type, but not whole: 1.5 becomes 2.
-_WHOLE = "contains({v}, '.') AND TRY_CAST({v} AS DOUBLE) <> trunc(TRY_CAST({v} AS DOUBLE))"
-_LOSSES = {
-    **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT"), _WHOLE),
-    "DATE": "TRY_CAST({v} AS TIMESTAMP) <> TRY_CAST({v} AS DATE)",
-}
 
-
-def csv_plan(lake: Lake, path: Path, name: str, declared: tuple[Column, ...], delimiter: str) -> Plan:
-    """How to read the CSV file *path*.
+def csv_plan(
+    lake: Lake, path: Path, name: str, declared: tuple[Column, ...], delimiter: str, *, is_inferred: bool
+) -> Plan:
+    """How to read the CSV file *path*. Where *declared* was inferred from an earlier file, a value must be one that
+    the type would be inferred from again.
 
     Raises:
         SourceRejected: if its header does not hold the declared columns, or it is not CSV in UTF-8.
@@ -65,7 +65,7 @@ def csv_plan(lake: Lake, path: Path, name: str, declared: tuple[Column, ...], de
     )
 
     def examine() -> None:
-        _refuse_losses(lake, text, name, present)
+        _refuse_losses(lake, text, name, present, is_inferred=is_inferred)
         _number_rejects(lake, path)
         _refuse_damaged(lake, path, name)
 
@@ -125,19 +125,25 @@ def _guessed(lake: Lake, text: str, columns: list[str]) -> dict[str, str]:
     return {column: kinds[0] for column, kinds in fitting.items() if kinds}
 
 
-def _refuse_losses(lake: Lake, text: str, name: str, columns: Mapping[str, str]) -> None:
+def _refuse_losses(lake: Lake, text: str, name: str, columns: Mapping[str, str], *, is_inferred: bool) -> None:
     """Refuse values that the column's type holds only in part.
 
     Raises:
         SourceRejected: naming each such column and one of its values.
     """
-    checked = {column: _LOSSES[kind].format(v=sql_name(column)) for column, kind in columns.items() if kind in _LOSSES}
+    checked = {}
+    for column, kind in columns.items():
+        value = sql_name(column)
+        if is_inferred and kind in _GUESSES:
+            checked[column] = f"TRY_CAST({value} AS {kind}) IS NOT NULL AND NOT ({_GUESSES[kind].format(v=value)})"
+        elif condition := loss(kind):
+            checked[column] = condition.format(v=value)
     if not checked:
         return
     items = [f"any_value({sql_name(column)}) FILTER ({condition})" for column, condition in checked.items()]
     found = lake.connection.execute(f"SELECT {', '.join(items)} FROM {text}").fetchall()[0]
     lost = [
-        f"{column} holds {value}, declared {columns[column]}"
+        f"{column} holds {value}, {'in the table it is' if is_inferred else 'declared'} {columns[column]}"
         for column, value in zip(checked, found, strict=True)
         if value is not None
     ]

@@ -20,6 +20,7 @@ from pipeline.ingest.raw import (
     check_rejects,
     columns_of,
     fit_table,
+    fits,
     literal,
     prepare,
     record_load,
@@ -77,6 +78,8 @@ class _Load:
         self.asset = f"raw/{self.source}/{stream.name}"
         self.table = table_name(self.source, stream.name)
         self.ledger = Ledger(lake, self.source, stream.name, run_id)
+        self.vanished: set[str] = set()
+        self.is_whole = False  # every file there is, whether loaded before or not
         prepare(lake)
 
     def run(self, months: frozenset[str] | None, *, full: bool, report: Report) -> LoadResult:
@@ -85,6 +88,8 @@ class _Load:
         _refuse_shared_months(self.asset, found)
         entries = self.ledger.entries()
         vanished = _vanished(entries, found, months)
+        self.vanished = {entry.file.path for entry in vanished}
+        self.is_whole = full and months is None
         if not found and not vanished:
             paths = self.stream.local_paths if self.settings.data_dir is not None else self.stream.paths
             raise SourceRejected(
@@ -93,6 +98,7 @@ class _Load:
             )
         wanted = [file for file in found if full or not _is_loaded(file, entries)]
         results, errors = self._load_each(wanted, full=full, report=report)
+        vanished = _vanished(self.ledger.entries(), found, months)  # less those that came under another name
         self._note([replace(entry, status="vanished") for entry in vanished if entry.status != "vanished"])
         if errors:
             raise _combined(self.asset, errors, of=len(found))
@@ -180,6 +186,7 @@ class _Load:
                 for other in entries.values()
                 if other.file.path == file.path
                 or (other.has_rows and other.file.month is not None and other.file.month == file.month)
+                or (other.has_rows and other.file.path in self.vanished and other.checksum == checksum())
             ]
             try:
                 return self.lake.in_transaction(
@@ -193,7 +200,16 @@ class _Load:
         started = time.monotonic()
         connection = self.lake.connection
         before = path.stat()
-        plan = read_plan(self.lake, path, file.path, self.stream, columns_of(self.lake, self.table))
+        present = columns_of(self.lake, self.table)
+        added_before = self.lake.connection.execute(
+            "SELECT column_name FROM ingest.schema_changes WHERE source = ? AND stream = ?",
+            [self.source, self.stream.name],
+        ).fetchall()
+        plan = read_plan(self.lake, path, file.path, self.stream, present, added={column for (column,) in added_before})
+        if self.is_whole and any(
+            name in present and not fits(kind, present[name]) for name, kind in plan.columns.items()
+        ):
+            obsolete = self._drop_table()
         added = fit_table(
             self.lake, self.source, self.stream.name, plan.columns, audit=FILE_COLUMNS, run_id=self.run_id
         )
@@ -225,6 +241,20 @@ class _Load:
         self.ledger.write(Entry(file, checksum(), rows, rejects, "loaded"))
         record_load(self.lake, result, month=file.month, run_id=self.run_id)
         return result
+
+    def _drop_table(self) -> list[Entry]:
+        """Make way for a table of other types, and return the files whose rows it had: this load brings them all back,
+        and if it is killed, the next one.
+        """
+        if self.vanished:
+            gone = ", ".join(sorted(self.vanished)[:10])
+            raise SourceRejected(
+                f"Loading {self.asset}: the declared types are not the table's, and it cannot be made anew: it has rows of "
+                f"files that are gone ({gone}). Put them back, or give the column with the new type another name."
+            )
+        for table in (self.table, f"{self.table}__rejects"):
+            self.lake.connection.execute(f"DROP TABLE raw.{sql_name(table)}")
+        return [entry for entry in self.ledger.entries().values() if entry.has_rows]
 
     def _insert(self, file: FoundFile, plan: Plan) -> tuple[int, int]:
         """Rows and rejects that came in."""

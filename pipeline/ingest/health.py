@@ -98,6 +98,8 @@ def save(lake: Lake, found: Sequence[Availability], *, run_id: str) -> None:
         lake.connection.execute("CREATE SCHEMA IF NOT EXISTS health")
         lake.connection.execute(f"CREATE TABLE IF NOT EXISTS health.sources ({TABLE_COLUMNS})")
         lake.connection.execute("DELETE FROM health.sources")
+        if not found:  # a project without sources
+            return
         lake.connection.executemany(
             "INSERT INTO health.sources VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from pipeline.errors import SourceRejected
-from pipeline.ingest.plan import Plan, match_columns, select_sql
+from pipeline.ingest.plan import Plan, loss, match_columns, select_sql
 from pipeline.ingest.raw import literal
 from pipeline.ingest.spec import Column
 from pipeline.lake.connection import Lake, sql_name, sql_text
@@ -42,8 +42,8 @@ def json_plan(lake: Lake, path: Path, name: str, declared: tuple[Column, ...], r
         text = f"({value} ->> '$')"
         expressions[target] = f"TRY_CAST({text} AS {kind})"
         misfit = f"{text} IS NOT NULL AND TRY_CAST({text} AS {kind}) IS NULL"
-        if kind.endswith("INT") or kind == "INTEGER":  # a cast would make 2 of 1.5
-            misfit = f"({misfit} OR contains({text}, '.') AND TRY_CAST({text} AS DOUBLE) <> trunc(TRY_CAST({text} AS DOUBLE)))"
+        if condition := loss(kind):
+            misfit = f"({misfit} OR coalesce({condition.format(v=text)}, false))"
         wrong.append(
             f"WHEN {misfit} THEN {{'column': {sql_text(target)}, 'reason': 'CAST: ' || {text}[:100] || ' is not {kind}'}}"
         )

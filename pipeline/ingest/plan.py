@@ -12,6 +12,8 @@ from pipeline.errors import SourceRejected
 from pipeline.ingest.spec import Column
 from pipeline.lake.connection import sql_name
 
+OFFSET = ":[0-9]{{2}}([.][0-9]+)? ?(Z|[+-][0-9]{{2}}(:?[0-9]{{2}})?)$"  # at the end of a time, within a format string
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -85,6 +87,19 @@ def select_sql(columns: Mapping[str, str], present: Mapping[str, str], row: str,
     """SELECT of all *columns*, null where the file lacks one; *present* maps a column to its expression."""
     items = [f"{present.get(column, f'NULL::{kind}')} AS {sql_name(column)}" for column, kind in columns.items()]
     return f"SELECT {', '.join(items)}, {row} AS _row FROM {relation}"
+
+
+def loss(kind: str) -> str | None:
+    """SQL condition on ``{v}``: true of text that DuckDB casts to *kind*, but not whole; None if there is no such text."""
+    if kind in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"):  # 1.5 becomes 2
+        return "TRY_CAST({v} AS DOUBLE) <> trunc(TRY_CAST({v} AS DOUBLE))"
+    if kind.startswith("DECIMAL"):  # with two places, 1.239 becomes 1.24
+        return f"TRY_CAST({{v}} AS DOUBLE) <> TRY_CAST({{v}} AS {kind})::DOUBLE"
+    if kind == "DATE":
+        return "TRY_CAST({v} AS TIMESTAMP) <> TRY_CAST({v} AS DATE)"
+    if kind == "TIMESTAMP":  # 12:00+02:00 becomes 12:00; without an offset, and in UTC, it is the same time
+        return f"regexp_matches({{v}}, '{OFFSET}') AND NOT regexp_matches({{v}}, '(Z|[+-]00(:?00)?)$')"
+    return None
 
 
 @contextmanager

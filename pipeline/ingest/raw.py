@@ -32,7 +32,7 @@ BOOKKEEPING = {
     "recorded_at TIMESTAMPTZ, run_id VARCHAR",
 }
 
-# Widenings that lose nothing; any other difference between a file and its table is a changed type.
+# Widenings that lose nothing (an integer in a DOUBLE up to 2^53, which no provider's count passes); any other difference between a file and its table is a changed type.
 _WIDER = {
     "TINYINT": {"SMALLINT", "INTEGER", "BIGINT", "DOUBLE"},
     "SMALLINT": {"INTEGER", "BIGINT", "DOUBLE"},
@@ -128,7 +128,8 @@ def fit_table(
     if changed:
         raise SourceRejected(
             f"Loading {source}/{stream}: type changed: {'; '.join(changed)}. Nothing was loaded. Declare the column "
-            "with the old type, or give the new one another name, in the source file."
+            "with the old type, or give the new one another name, in the source file; or make the table anew of all its "
+            "files (`millrace run --full`)."
         )
     added = tuple(name for name in columns if name not in present)
     for name in added:

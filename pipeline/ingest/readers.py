@@ -4,7 +4,7 @@ Here is what all formats share, and Parquet; `csv_reader` and `json_reader` have
 the lake; `files` runs the SQL inside the load's transaction.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pipeline.errors import SourceRejected
@@ -19,8 +19,11 @@ from pipeline.lake.connection import Lake, sql_name, sql_text
 _ENDINGS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson"}
 
 
-def read_plan(lake: Lake, path: Path, name: str, stream: FileStream, table: Mapping[str, str]) -> Plan:
+def read_plan(
+    lake: Lake, path: Path, name: str, stream: FileStream, table: Mapping[str, str], *, added: Collection[str] = ()
+) -> Plan:
     """How to read *path*, called *name* in messages; *table* is the raw table's present columns, if there is one.
+    Those that were *added* later may be absent.
 
     Raises:
         SourceRejected: if it is not a file of the stream's format, or a column is gone or changed its type.
@@ -30,7 +33,7 @@ def read_plan(lake: Lake, path: Path, name: str, stream: FileStream, table: Mapp
         raise SourceRejected(f"Reading {name}: the file is empty. Have it sent again, or remove it.")
     declared = stream.columns or tuple(
         # Made by us from a file's headers: types and names beyond those a source file may declare are right here.
-        Column.model_construct(name=column, type=kind, aliases=(), optional=False)
+        Column.model_construct(name=column, type=kind, aliases=(), optional=column in added)
         for column, kind in table.items()
         if not column.startswith("_")
     )
@@ -39,7 +42,8 @@ def read_plan(lake: Lake, path: Path, name: str, stream: FileStream, table: Mapp
             return _parquet(lake, path, name, declared)
         _refuse_binary(path, name, kind)
         if kind == "csv":
-            return csv_plan(lake, path, name, declared, stream.delimiter)
+            inferred = not stream.columns and bool(table)
+            return csv_plan(lake, path, name, declared, stream.delimiter, is_inferred=inferred)
         return json_plan(lake, path, name, declared, None if kind == "ndjson" else stream.records)
 
 

@@ -108,6 +108,9 @@ def show_summary(console: "Console", summary: "Summary") -> None:
     console.print(
         f"time: {summary.seconds['total']:.1f} s; " + ", ".join(f"{name} {spent:.1f} s" for name, spent in slow[:6])
     )
+    for item in summary.assets.values():
+        if item.detail:
+            console.print(Text(f"{item.name}: {item.detail}", style="yellow"))
     for error in summary.errors:
         console.print(Text(f"error: {error}", style="red"))
     skipped = [name for name, item in summary.assets.items() if item.status == "skipped"]

@@ -32,6 +32,20 @@ def blocked(evaluations: "Iterable[dg.AssetCheckEvaluation]") -> "set[dg.AssetKe
     }
 
 
+def unchecked(
+    graph: "AssetGraph", *, built: "Iterable[dg.AssetKey]", evaluations: "Iterable[dg.AssetCheckEvaluation]"
+) -> "set[dg.AssetKey]":
+    """Those of *built* whose blocking checks were not all made: nobody knows that they may spread."""
+    made = {(item.asset_key, item.check_name) for item in evaluations}
+    wanted, found = set(built), set()
+    for check in graph.asset_check_keys:
+        if check.asset_key in wanted and (check.asset_key, check.name) not in made:
+            spec = graph.get_check_spec(check)
+            if spec.blocking:
+                found.add(check.asset_key)
+    return found
+
+
 def step_of(graph: "AssetGraph", key: "dg.AssetKey") -> str:
     """Name of the step that builds *key*."""
     return str(graph.get(key).assets_def.node_def.name)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
 from pipeline.operate.instance import ensure_instance
-from pipeline.operate.recovery import blocked, step_of, unhindered
+from pipeline.operate.recovery import blocked, step_of, unchecked, unhindered
 from pipeline.progress import Report, heard_by
 from pipeline.settings import FULL_TAG, Settings
 
@@ -87,6 +87,7 @@ def run(
     job = defs.resolve_implicit_global_asset_job_def()
     graph = defs.resolve_asset_graph()
     selected = _selected(select, graph)
+    _refuse_partition(partition, selected, graph)
     tags = _tags(partition, full=full)
     noop = {"module": "dagster.core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
     reference = InstanceRef.from_dir(str(settings.dagster_home), overrides={"compute_logs": noop})
@@ -106,7 +107,9 @@ def run(
                     raise_on_error=False,
                 )
             _collect(summary, result, remaining, graph)
-            held_back |= blocked(result.get_asset_check_evaluations())
+            evaluations = result.get_asset_check_evaluations()
+            built = [key for key in remaining if _status(summary, key) == "built"]
+            held_back |= blocked(evaluations) | unchecked(graph, built=built, evaluations=evaluations)
             failed = [*held_back, *(key for key in selected if _status(summary, key) == "failed")]
             skipped = [key for key in remaining if _status(summary, key) == "skipped"]
             again = unhindered(graph, failed=failed, skipped=skipped)
@@ -135,6 +138,21 @@ def _selected(select: str, graph: Any) -> "set[dg.AssetKey]":
         names = ", ".join(sorted(key.to_user_string() for key in graph.executable_asset_keys))
         raise ConfigError(f"--select {select!r} matches no asset. There are: {names}")
     return found & set(graph.executable_asset_keys)
+
+
+def _refuse_partition(partition: str | None, selected: "set[dg.AssetKey]", graph: Any) -> None:
+    if partition is None:
+        return
+    months = {month for key in selected if (of := graph.get(key).partitions_def) for month in of.get_partition_keys()}
+    if not months:
+        raise ConfigError(f"--partition {partition}: nothing that is selected has months. Leave it out.")
+    first, _, last = partition.partition(RANGE)
+    asked = [first, last] if RANGE in partition else [first]
+    if not months >= set(asked) or asked != sorted(asked):
+        raise ConfigError(
+            f"--partition {partition}: there are the months {min(months)} to {max(months)}; give one, or a range as "
+            f"{min(months)}{RANGE}{max(months)}."
+        )
 
 
 def _tags(partition: str | None, *, full: bool) -> dict[str, str]:
@@ -171,7 +189,10 @@ def _collect(
     """Add one Dagster run to *summary*."""
     summary.run_ids.append(result.run_id)
     failed_steps: dict[str, str] = {}
+    whole = ""  # what failed the run before any step, such as a lake that cannot be opened
     for event in result.all_events:
+        if event.is_failure and not event.is_step_event:
+            whole = _message(event.job_failure_data.error) if event.job_failure_data.error else event.message or ""
         if event.is_step_failure:
             data = event.step_failure_data
             failed_steps[event.step_key or ""] = (data.user_failure_data and data.user_failure_data.description) or (
@@ -195,13 +216,17 @@ def _collect(
         text = message or "failed"
         if text not in summary.errors:
             summary.errors.append(text if step in text else f"{step}: {text}")
+    if whole and not failed_steps and whole not in summary.errors:
+        summary.errors.append(whole)
     for key in sorted(selected):
         name = key.to_user_string()
         metadata = built.get(key)
         if metadata is not None:
             counts: dict[str, Any] = {fact: value.value for fact, value in metadata.items()}
             rows, loaded = counts.get("dagster/row_count"), counts.get("rows_loaded")
-            summary.assets[name] = Outcome(name, "built", rows=rows, rows_loaded=loaded)
+            gone = counts.get("files_vanished")
+            detail = f"gone at the source, rows kept: {', '.join(gone)}" if gone else ""
+            summary.assets[name] = Outcome(name, "built", detail, rows=rows, rows_loaded=loaded)
             continue
         has_failed = step_of(graph, key) in failed_steps
         summary.assets[name] = Outcome(name, "failed" if has_failed else "skipped")

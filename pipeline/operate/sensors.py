@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 
 from pipeline.operate.jobs import DAILY
-from pipeline.operate.recovery import blocked, step_of, unhindered
+from pipeline.operate.recovery import blocked, step_of, unchecked, unhindered
 
 
 def build_sensors(jobs: list[Any]) -> list[dg.SensorDefinition]:
@@ -33,9 +33,14 @@ def build_sensors(jobs: list[Any]) -> list[dg.SensorDefinition]:
             for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
         ]
         planned = run.asset_selection or graph.executable_asset_keys
+        built = [key for key in planned if status.get(step_of(graph, key)) == "SUCCESS"]
         rest = unhindered(
             graph,
-            failed=[*blocked(evaluations), *(key for key in planned if step_of(graph, key) in failed_steps)],
+            failed=[
+                *blocked(evaluations),
+                *unchecked(graph, built=built, evaluations=evaluations),
+                *(key for key in planned if step_of(graph, key) in failed_steps),
+            ],
             skipped=[key for key in planned if status.get(step_of(graph, key), "SKIPPED") == "SKIPPED"],
         )
         if not rest:

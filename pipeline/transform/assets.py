@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from pipeline.errors import LakeUnavailable
 from pipeline.lake.catalogue import relation_columns, sketch
 from pipeline.lake.connection import Lake
 from pipeline.progress import Progress, report
@@ -14,6 +15,7 @@ from pipeline.transform.lineage import Origin, column_lineage
 from pipeline.transform.project import dbt_executable, invocation, manifest
 from pipeline.transform.resources import DagsterDbtTranslator, Dbt, DbtCliInvocation, dbt_assets
 
+WAIT_SECONDS = 3600  # the pool binds the daemon's runs only, not a `millrace run` beside them
 POOL = "dbt"  # dbt replaces tables, which conflicts with any other writer of them
 
 
@@ -38,7 +40,15 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     def dbt_build(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> Iterator[Any]:
         arguments = ["build"] + (["--full-refresh"] if context.run.tags.get(FULL_TAG) == "true" else [])
         # dagster-dbt gives the child the environment of its own process.
-        with invocation(settings, context.run.run_id) as environment, process_environment(environment):
+        with (
+            lake.lock("dbt", wait_seconds=WAIT_SECONDS) as held,
+            invocation(settings, context.run.run_id) as environment,
+            process_environment(environment),
+        ):
+            if not held:
+                raise LakeUnavailable(
+                    f"Building the models: another run has been building for {WAIT_SECONDS} s. Wait for it or stop it."
+                )
             dbt = Dbt(project_dir=str(settings.project_dir / "dbt"), dbt_executable=dbt_executable())
             process = dbt.cli(arguments, context=context, target_path=Path(environment["DBT_TARGET_PATH"]))
             yield from _events(process, context, lake)

@@ -295,3 +295,60 @@ def test_provider_files_load_whole_and_only_once(
 
     assert dict(shop.lake.query(f"SELECT _month, count(*) FROM raw.{source}__{stream} GROUP BY 1")) == rows
     assert (first.rejects, second.rows, second.files_unchanged) == (0, 0, len(rows))
+
+
+def test_a_renamed_file_replaces_itself_where_there_are_no_months(shop: Shop):
+    shop.declare(path="*.csv", columns=TWO)
+    shop.write("a.csv", CSV).rename(shop.folder / "b.csv")
+    shop.write("a.csv", "id,name\n3,c\n")
+    shop.load()
+    (shop.folder / "b.csv").rename(shop.folder / "c.csv")
+
+    result = shop.load()
+
+    assert (result.files_loaded, result.files_vanished) == (("c.csv",), ())
+    assert shop.rows("id, _file") == [(1, "c.csv"), (2, "c.csv"), (3, "a.csv")]
+    assert ("b.csv", None, 0, 0, "replaced") in shop.ledger()
+    assert shop.load().files_loaded == ()
+
+
+def test_a_file_older_than_an_added_column_loads_again(shop: Shop):
+    shop.declare(path="*.csv", columns={})
+    shop.write("a.csv", CSV)
+    shop.load()
+    shop.write("b.csv", "id,name,more\n3,c,x\n")
+    shop.load()
+
+    shop.load(full=True)
+
+    assert shop.rows() == [(1, "a", None), (2, "b", None), (3, "c", "x")]
+
+
+def test_a_full_load_makes_the_table_anew_with_other_declared_types(shop: Shop):
+    shop.declare(path="*.csv", columns={"id": "BIGINT", "name": "VARCHAR"})
+    shop.write("a.csv", "id,name\n7,a\n")
+    shop.write("b.csv", "id,name\n8,b\n")
+    shop.load()
+    shop.write("b.csv", "id,name\n07030,b\n")
+    shop.declare(path="*.csv", columns={"id": "VARCHAR", "name": "VARCHAR"})
+    shop.refused("id is VARCHAR, the table has BIGINT", "--full")
+
+    result = shop.load(full=True)
+
+    assert result.rows == 2
+    assert shop.types() == {"id": "VARCHAR", "name": "VARCHAR"}
+    assert shop.rows() == [("07030", "b"), ("7", "a")]
+    assert shop.load().files_loaded == ()
+
+
+def test_a_full_load_keeps_a_table_that_has_rows_of_files_that_are_gone(shop: Shop):
+    shop.declare(path="*.csv", columns=TWO)
+    shop.write("a.csv", CSV)
+    shop.write("b.csv", "id,name\n3,c\n")
+    shop.load()
+    (shop.folder / "a.csv").unlink()
+    shop.declare(path="*.csv", columns={"id": "VARCHAR", "name": "VARCHAR"})
+
+    shop.refused("rows of files that are gone (a.csv)", full=True)
+
+    assert len(shop.rows()) == 3

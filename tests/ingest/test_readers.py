@@ -384,7 +384,17 @@ def test_json_lines_that_do_not_fit_are_kept_with_their_line(shop: Shop):
     ]
 
 
-@pytest.mark.parametrize(("kind", "value"), [("BIGINT", "1.5"), ("INTEGER", "2.9"), ("DATE", "2021-01-01 10:00:00")])
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("BIGINT", "1.5"),
+        ("INTEGER", "2.9"),
+        ("BIGINT", "15e-1"),
+        ("DECIMAL(10,2)", "1.239"),
+        ("DATE", "2021-01-01 10:00:00"),
+        ("TIMESTAMP", "2024-01-01T12:00:00+02:00"),
+    ],
+)
 def test_a_value_that_its_type_would_cut_is_refused(shop: Shop, kind: str, value: str):
     shop.declare(path="s.csv", columns={"v": kind}, max_reject_share=1)
     shop.write("s.csv", f"v\n{value}\n")
@@ -522,3 +532,68 @@ def test_provider_csv_with_conflict_marks_is_refused_naming_its_lines(shop: Shop
     shop.declare(path="*.csv", max_reject_share=0.5).write("c.csv", content)
 
     shop.refused("c.csv", "marks on line 1, 4884, 9767")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["1", "-20"], "BIGINT"),
+        (["1.5", "0.25", "1e-05"], "DOUBLE"),
+        (["10001", "07030"], "VARCHAR"),
+        (["+0020"], "VARCHAR"),
+        (["12345678901234567890"], "VARCHAR"),
+        (["2024_01"], "VARCHAR"),
+        (["12e4"], "VARCHAR"),
+        (["1.5", "NaN"], "VARCHAR"),
+        (["2024-01-01T12:00:00+02:00", "2024-01-01T10:00:00Z"], "TIMESTAMP WITH TIME ZONE"),
+        (["2024-01-01T12:00:00", "2024-01-01 10:00:00.5"], "TIMESTAMP"),
+        (["2024-01-01T12:00:00", "2024-01-01T10:00:00+02:00"], "VARCHAR"),
+        (["true", "False"], "BOOLEAN"),
+        (["yes"], "VARCHAR"),
+    ],
+)
+def test_a_type_is_inferred_only_where_no_value_loses_by_it(shop: Shop, values: list[str], kind: str):
+    shop.declare(path="s.csv", columns={})
+    shop.write("s.csv", "v\n" + "\n".join(values) + "\n")
+
+    shop.load()
+
+    assert shop.types() == {"v": kind}
+    if kind == "VARCHAR":
+        assert shop.rows() == sorted((value,) for value in values)
+
+
+def test_two_times_with_offsets_that_are_one_instant_are_one(shop: Shop):
+    shop.declare(path="s.csv", columns={})
+    shop.write("s.csv", "v\n2024-01-01T12:00:00+02:00\n2024-01-01T10:00:00Z\n")
+
+    shop.load()
+
+    assert len(shop.rows("DISTINCT v")) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "later"), [("10001", "07030"), ("1.5", "12e4"), ("true", "yes"), ("2024-01-01T12:00:00", "2024-01-01T12:00:00+02:00")]
+)  # fmt: skip
+def test_a_later_file_does_not_lose_by_an_inferred_type_either(shop: Shop, first: str, later: str):
+    shop.declare(path="*.csv", columns={})
+    shop.write("a.csv", f"v\n{first}\n")
+    shop.load()
+    shop.write("b.csv", f"v\n{later}\n")
+
+    shop.refused("b.csv: type changed: v holds", later)
+
+
+def test_a_json_value_that_its_type_would_cut_is_rejected(shop: Shop):
+    shop.declare(path="s.ndjson", columns={"n": "BIGINT", "d": "DECIMAL(10,2)", "t": "TIMESTAMP"}, max_reject_share=1)
+    good = '{"n": 2.0, "d": 1.25, "t": "2024-01-01T10:00:00Z"}'
+    shop.write(
+        "s.ndjson",
+        good + '\n{"n": 1.5, "d": 1, "t": null}\n{"n": 1, "d": 1.239, "t": null}\n'
+        '{"n": 1, "d": 1, "t": "2024-01-01T12:00:00+02:00"}\n',
+    )
+
+    result = shop.load()
+
+    assert (result.rows, result.rejects) == (1, 3)
+    assert [row[0] for row in shop.rejects('"column"')] == ["d", "n", "t"]

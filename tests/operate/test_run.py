@@ -1,5 +1,7 @@
 """`millrace run`, in this process, on a small project of its own: real PostgreSQL, DuckLake, Dagster and dbt."""
 
+from pathlib import Path
+
 import dagster as dg
 import pytest
 
@@ -109,6 +111,66 @@ def test_a_failed_blocking_check_holds_the_models_back(project: Settings) -> Non
     assert "duplicate_keys 1" in summary.checks["raw/second/sales: primary_key_is_unique"].detail
     assert summary.assets["marts/fct_sales"].status == "skipped"
     assert summary.assets["marts/dim_city"].status == "built"
+
+
+def two_streams(project: Settings, *, key: str = "id") -> None:
+    """A second stream beside ``sales``, of a file that is no CSV of its columns."""
+    path = project.project_dir / "sources" / "second.yaml"
+    text = path.read_text().replace("primary_key: [id]", f"primary_key: [{key}]").replace("columns:", "#")
+    path.write_text(text + "  - {name: broken, path: broken.csv, columns: [{name: no_such}]}\n")
+    (project.project_dir / "data" / "broken.csv").write_text("a\n1\n")
+
+
+def test_a_stream_that_fails_keeps_no_other_from_being_checked(project: Settings) -> None:
+    two_streams(project)
+    path = project.project_dir / "data" / "sales_2021-01.csv"
+    path.write_text(path.read_text() + "1,New York,9\n")
+
+    summary = go(project)
+
+    assert summary.assets["raw/second/broken"].status == "failed"
+    assert summary.checks["raw/second/sales: primary_key_is_unique"].status == "failed"
+    assert summary.assets["marts/fct_sales"].status == "skipped"
+    assert summary.assets["marts/dim_city"].status == "built"
+
+
+def test_a_blocking_check_that_could_not_be_made_holds_the_models_back(project: Settings) -> None:
+    two_streams(project, key="no_such_column")
+
+    summary = go(project)
+
+    assert summary.assets["raw/second/sales"].status == "built"
+    assert summary.assets["marts/fct_sales"].status == "skipped"
+    assert summary.assets["marts/dim_city"].status == "built"
+    assert any("no_such_column" in error for error in summary.errors)
+
+
+@pytest.mark.parametrize(
+    ("partition", "select"),
+    [("2021-13", "*"), ("2021-01..2021-03", "*"), ("2021-03...2021-01", "*"), ("2021-01", "raw/example/*")],
+)
+def test_a_partition_that_is_none_is_refused(project: Settings, partition: str, select: str) -> None:
+    with pytest.raises(ConfigError, match="--partition"):
+        go(project, select=select, partition=partition)
+
+
+def test_what_fails_a_run_as_a_whole_is_said(project: Settings, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    summary = go(project.model_copy(update={"scratch_dir": tmp_path / "file"}), select="raw/example/*")
+
+    assert not summary.succeeded
+    assert str(tmp_path / "file") in summary.errors[0]
+
+
+def test_a_file_that_is_gone_is_reported(project: Settings) -> None:
+    go(project, select="raw/second/sales")
+    (project.project_dir / "data" / "sales_2021-01.csv").unlink()
+
+    summary = go(project, select="raw/second/sales")
+
+    assert "sales_2021-01.csv" in summary.assets["raw/second/sales"].detail
+    assert counts(project, "raw.second__sales") == [6]
 
 
 def test_a_model_that_fails_does_not_undo_the_others(project: Settings) -> None:

@@ -132,6 +132,15 @@ def test_check_names_file_and_line_of_each_mistake(shop: dict[str, str]) -> None
     assert "2 of the project's parts must be corrected" in done.stderr
 
 
+def test_check_names_a_table_that_models_read_and_no_source_fills(shop: dict[str, str]) -> None:
+    path = Path(shop["MILLRACE_PROJECT_DIR"]) / "sources" / "example.yaml"
+    path.write_text(path.read_text().replace("name: cities", "name: towns"))
+
+    said = millrace(shop, "check", code=1)
+
+    assert "read raw/example/cities, which no source fills" in said.stdout + said.stderr
+
+
 def test_check_accepts_a_new_project(shop: dict[str, str]) -> None:
     done = millrace(shop, "check")
 

@@ -17,8 +17,7 @@ from pipeline.ingest.airbyte_process import Child, private_folder
 from pipeline.ingest.airbyte_sync import sync_of
 from pipeline.ingest.airbyte_tables import fields_of
 from pipeline.ingest.raw import LoadResult, prepare
-from pipeline.ingest.readers import normalised
-from pipeline.ingest.spec import AirbyteSource, ConnectorStream, SourceFile
+from pipeline.ingest.spec import AirbyteSource, ConnectorStream, SourceFile, normalised
 from pipeline.lake.connection import Lake
 from pipeline.progress import Report, silent
 from pipeline.settings import Settings

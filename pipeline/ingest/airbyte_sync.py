@@ -20,8 +20,7 @@ from pipeline.ingest.airbyte_messages import SHOWN_LINES, Splitter, Spool
 from pipeline.ingest.airbyte_process import Child, ends_on_sigterm, private_folder
 from pipeline.ingest.airbyte_state import ALL_STREAMS, State, saved_states, state_file, stream_of
 from pipeline.ingest.raw import LoadResult
-from pipeline.ingest.readers import normalised
-from pipeline.ingest.spec import ConnectorStream
+from pipeline.ingest.spec import ConnectorStream, normalised
 from pipeline.lake.connection import Lake
 from pipeline.progress import Progress, Report
 from pipeline.settings import Settings

@@ -13,8 +13,7 @@ from typing import Any
 from pipeline.errors import SourceRejected
 from pipeline.ingest.airbyte_messages import LINE_BYTES
 from pipeline.ingest.raw import RECORD_COLUMNS, check_rejects, columns_of, fit_table, fits, literal
-from pipeline.ingest.readers import normalised
-from pipeline.ingest.spec import ConnectorStream, table_name
+from pipeline.ingest.spec import ConnectorStream, normalised, table_name
 from pipeline.lake.connection import Lake, sql_name, sql_text
 
 _SCALARS = {"integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN", "string": "VARCHAR"}

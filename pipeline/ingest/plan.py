@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 
 from pipeline.errors import SourceRejected
-from pipeline.ingest.spec import Column
+from pipeline.ingest.spec import Column, normalised
 from pipeline.lake.connection import sql_name
 
 OFFSET = ":[0-9]{{2}}([.][0-9]+)? ?(Z|[+-][0-9]{{2}}(:?[0-9]{{2}})?)$"  # at the end of a time, within a format string
@@ -29,11 +29,6 @@ class Plan:
     examine: Callable[[], None] | None = None
     is_ordered: bool = True
     temporary: tuple[str, ...] = ()
-
-
-def normalised(header: str) -> str:
-    """The column name a provider's *header* gets: lower case, every other run of characters an underscore."""
-    return re.sub(r"[^a-z0-9]+", "_", header.strip().lower()).strip("_")
 
 
 def match_columns(name: str, headers: list[str], declared: tuple[Column, ...]) -> dict[str, tuple[str, str | None]]:

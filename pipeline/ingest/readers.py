@@ -11,7 +11,6 @@ from pipeline.errors import SourceRejected
 from pipeline.ingest.csv_reader import csv_plan
 from pipeline.ingest.json_reader import json_plan
 from pipeline.ingest.plan import Plan, match_columns, reading, select_sql
-from pipeline.ingest.plan import normalised as normalised
 from pipeline.ingest.raw import fits
 from pipeline.ingest.spec import Column, FileStream
 from pipeline.lake.connection import Lake, sql_name, sql_text

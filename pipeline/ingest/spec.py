@@ -39,14 +39,28 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]  # one name may stand without brackets
+
+
 class Column(_Model):
     """One column of the raw table, and the names it has had in the provider's files."""
 
     name: str = Field(pattern=NAME)
     type: str = Field("VARCHAR", pattern=TYPES, description="DuckDB type of the raw column.")
-    aliases: tuple[str, ...] = Field((), description="Other headers of the same column, any case.")
+    aliases: Names = Field((), description="Other headers of the same column, any case.")
     optional: bool = Field(False, description="Some generations of the file do not have it; it is then null.")
     description: str = ""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        places = [int(number) for number in re.findall(r"\d+", self.type)]
+        if places and not (1 <= places[0] <= 38 and places[1] <= places[0]):
+            raise ValueError(f"{self.type}: a DECIMAL has 1 to 38 digits, and no more of them after the point")
+        return self
 
 
 class Rows(_Model):
@@ -55,6 +69,12 @@ class Rows(_Model):
     min: NonNegativeInt = 1
     max: PositiveInt | None = None
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"`max` {self.max} is less than `min` {self.min}")
+        return self
+
 
 class Months(_Model):
     """The months that exist upstream; the last is open unless given."""
@@ -62,20 +82,22 @@ class Months(_Model):
     first: str = Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")
     last: str | None = Field(None, pattern=r"^\d{4}-(0[1-9]|1[0-2])$")
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.last is not None and self.last < self.first:
+            raise ValueError(f"`last` {self.last} is before `first` {self.first}")
+        return self
+
 
 class Stream(_Model):
     """What file and connector streams share: a table, and what must be true of it."""
 
     name: str = Field(pattern=NAME)
     description: str = ""
-    primary_key: tuple[str, ...] = ()
+    primary_key: Names = ()
     rows: Rows = Rows()
     max_age_hours: PositiveFloat | None = Field(None, description="Older than this since the last load is late.")
     max_reject_share: float = Field(0.0, ge=0, le=1, description="More rejected rows than this fail the load.")
-
-
-def _as_tuple(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
 
 
 def _searchable(template: str) -> str:
@@ -110,7 +132,7 @@ class FileStream(Stream):
         None, description="Default: from the file's ending."
     )
     records: str = Field("", description="JSON only: dotted path to the array of records; empty: the document itself.")
-    delimiter: str = Field(",", min_length=1, max_length=1, description="CSV only.")
+    delimiter: str = Field(",", pattern=r'^[^"\r\n]$', description="CSV only; one character.")
     months: Months | None = None
     columns: tuple[Column, ...] = Field((), description="Empty: as the first file has them.")
 
@@ -138,7 +160,11 @@ class FileStream(Stream):
         if self.months and not self.is_monthly:
             raise ValueError("`months` needs a path with {month} or {yyyymm}")
         names = [column.name for column in self.columns]
-        headers = [header for column in self.columns for header in {column.name, *map(str.lower, column.aliases)}]
+        headers = [
+            header
+            for column in self.columns
+            for header in {normalised(name) or name.lower() for name in (column.name, *column.aliases)}
+        ]
         twice = sorted({header for header in headers if headers.count(header) > 1})
         if twice:
             raise ValueError(f"two of `columns` have the name or alias {twice[0]!r}")
@@ -221,6 +247,11 @@ class SourceFile(_Model):
         return self.path.parent.parent
 
 
+def normalised(header: str) -> str:
+    """The column name a provider's *header* gets: lower case, every other run of characters an underscore."""
+    return re.sub(r"[^a-z0-9]+", "_", header.strip().lower()).strip("_")
+
+
 def table_name(source: str, stream: str) -> str:
     """The raw table of a stream, without its schema."""
     return f"{source}__{stream}"
@@ -267,6 +298,9 @@ def load_source(path: Path) -> SourceFile:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
         raise ConfigError(f"{path}: not YAML: {error}") from error
+    twice = [f"{path}:{line}: {key}: given twice; remove one" for key, line in _repeated(node)]
+    if twice:
+        raise ConfigError("\n".join(twice))
     if not isinstance(document, dict):
         raise ConfigError(f"{path}:1: a source file is a mapping that starts with `name:` and `kind:`.")
     try:
@@ -296,6 +330,20 @@ def _problems(error: ValidationError, node: yaml.Node | None) -> Iterator[str]:
             "missing": "missing",
         }.get(item["type"], item["msg"].removeprefix("Value error, "))
         yield f"{_line(node, location)}: {'.'.join(map(str, location)) or 'source'}: {message}"
+
+
+def _repeated(node: yaml.Node | None) -> Iterator[tuple[str, int]]:
+    """Keys that a mapping has twice, of which YAML would take the last, and the line of the second."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                yield key.value, key.start_mark.line + 1
+            seen.add(key.value)
+            yield from _repeated(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated(item)
 
 
 def _line(node: yaml.Node | None, location: list[Any]) -> int:

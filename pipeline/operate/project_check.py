@@ -64,6 +64,15 @@ def _definitions(settings: Settings) -> str:
         definitions = build(settings)
         graph = definitions.resolve_asset_graph()
         definitions.resolve_all_job_defs()
+        unfilled = sorted(
+            key.to_user_string()
+            for key in graph.get_all_asset_keys() - graph.executable_asset_keys
+            if key.path[0] == "raw"
+        )
     except DagsterError as error:
         raise ConfigError(f"Dagster refuses the definitions: {error}") from error
+    if unfilled:
+        raise ConfigError(
+            f"The models read {', '.join(unfilled)}, which no source fills. Correct dbt's sources or the source files."
+        )
     return f"{len(graph.executable_asset_keys)} assets, {len(graph.asset_check_keys)} checks"

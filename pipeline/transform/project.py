@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,23 @@ def parse(settings: Settings) -> None:
         raise ConfigError(f"Parsing the dbt project {settings.project_dir / 'dbt'}:\n" + "\n".join(text[-30:]))
 
 
+def _end_orphans(folder: Path) -> None:
+    """End the dbt processes whose run was killed, which would build beside the next one, and remove what they left."""
+    import psutil
+
+    for left in folder.glob("*-*"):
+        if psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            continue
+        orphans = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("DBT_TARGET_PATH") == str(left / "target"):
+                    process.kill()
+                    orphans.append(process)
+        psutil.wait_procs(orphans, timeout=10)
+        shutil.rmtree(left, ignore_errors=True)
+
+
 @contextmanager
 def invocation(settings: Settings, run_id: str) -> Iterator[dict[str, str]]:
     """The environment of one dbt process, with a target folder of its own, removed afterwards.
@@ -89,6 +106,7 @@ def invocation(settings: Settings, run_id: str) -> Iterator[dict[str, str]]:
     """
     install_extensions(settings.extensions_path)
     folder = settings.scratch_path / "dbt" / f"{run_id or 'hand'}-{os.getpid()}"
+    _end_orphans(folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
     partial = settings.dbt_target_path / "partial_parse.msgpack"
     if partial.exists():

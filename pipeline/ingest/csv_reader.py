@@ -64,9 +64,18 @@ def csv_plan(
         "rejects_table = 'csv_rejects', rejects_scan = 'csv_reject_scans')"
     )
 
+    nested = [target for target, kind in present.items() if kind == "JSON"]
+    rejects = _REJECTS
+    temporary: tuple[str, ...] = ("csv_rejects", "csv_reject_scans", "csv_lines")
+    if nested:
+        relation += " WHERE " + " AND ".join(f"coalesce(json_valid({sql_name(column)}), true)" for column in nested)
+        rejects, temporary = f"{_REJECTS} UNION ALL FROM csv_json_rejects", (*temporary, "csv_json_rejects")
+
     def examine() -> None:
         _refuse_losses(lake, text, name, present, is_inferred=is_inferred)
         _number_rejects(lake, path)
+        if nested:
+            _reject_invalid_json(lake, path, text, list(present), nested, skip=skip, delimiter=delimiter)
         _refuse_damaged(lake, path, name)
 
     columns = {column.name: column.type for column in declared} | present
@@ -74,9 +83,9 @@ def csv_plan(
     return Plan(
         columns,
         select_sql(columns, expressions, "row_number() OVER ()", relation),
-        _REJECTS,
+        rejects,
         examine,
-        temporary=("csv_rejects", "csv_reject_scans", "csv_lines"),
+        temporary=temporary,
     )
 
 
@@ -174,6 +183,39 @@ def _number_rejects(lake: Lake, path: Path) -> None:
         "CREATE OR REPLACE TEMP TABLE csv_lines AS "
         "SELECT unnest(?::BIGINT[]) AS line_byte_position, unnest(?::BIGINT[]) AS line",
         [places, numbers],
+    )
+
+
+def _reject_invalid_json(
+    lake: Lake, path: Path, text: str, columns: list[str], nested: list[str], *, skip: int, delimiter: str
+) -> None:
+    """Make ``csv_json_rejects``: the rows whose value for a JSON column is none, which DuckDB reads as text."""
+    wrong = " OR ".join(f"NOT json_valid({sql_name(column)})" for column in nested)
+    first = " ".join(f"WHEN NOT json_valid({sql_name(column)}) THEN {sql_text(column)}" for column in nested)
+    found = dict(
+        lake.connection.execute(
+            f"SELECT n, CASE {first} END FROM (SELECT row_number() OVER () AS n, * FROM {text}) WHERE {wrong}"
+        ).fetchall()
+    )
+    rejects: list[tuple[int, str, str, str]] = []
+    number = 0  # of the rows with as many values as there are columns: the others DuckDB has rejected
+    csv.field_size_limit(LINE_BYTES)
+    with path.open(encoding="utf-8-sig", newline="") as handle:
+        for _ in range(skip):
+            handle.readline()
+        reader = csv.reader(handle, delimiter=delimiter)
+        begins = skip + 1
+        for row in reader if found else ():
+            number += len(row) == len(columns)
+            column = found.get(number) if len(row) == len(columns) else None
+            if column is not None:
+                value = row[columns.index(column)]
+                rejects.append((begins, column, f"CAST: {value[:100]} is not JSON", delimiter.join(row)[:2000]))
+            begins = skip + reader.line_num + 1
+    lake.connection.execute(
+        'CREATE OR REPLACE TEMP TABLE csv_json_rejects AS SELECT unnest(?::BIGINT[]) AS _row, unnest(?::VARCHAR[]) AS "column", '
+        "unnest(?::VARCHAR[]) AS reason, unnest(?::VARCHAR[]) AS line",
+        [[reject[part] for reject in rejects] for part in range(4)],
     )
 
 

@@ -357,6 +357,19 @@ def test_the_line_of_a_reject_is_right_far_into_a_file_with_line_breaks_in_value
     assert text.split("\r\n")[line - 1] == "bad,x"
 
 
+def test_a_value_that_is_no_json_is_rejected_with_its_line(shop: Shop):
+    shop.declare(path="s.csv", columns={"id": "BIGINT", "data": "JSON"}, max_reject_share=0.9)
+    shop.write("s.csv", 'id,data\n1,"{""a"":\n1}"\n2,zz\nx,{}\n3\n4,\n5,[1\n')
+
+    result = shop.load()
+
+    assert (result.rows, result.rejects) == (2, 4)
+    assert shop.rows("id") == [(1,), (4,)]
+    assert shop.rejects('_row, "column", line') == [
+        (4, "data", "2,zz"), (5, "id", "x,{}"), (6, "data", "3"), (8, "data", "5,[1")
+    ]  # fmt: skip
+
+
 def test_more_rejects_than_declared_fail_the_load_with_both_figures_and_the_first(shop: Shop):
     shop.declare(path="s.csv", columns=TWO, max_reject_share=0.1)
     shop.write("s.csv", "id,name\n" + "1,a\n" * 8 + "x,a\ny,b\n")

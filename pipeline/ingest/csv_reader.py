@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import SourceRejected
@@ -199,8 +200,7 @@ def _reject_invalid_json(
     )
     rejects: list[tuple[int, str, str, str]] = []
     number = 0  # of the rows with as many values as there are columns: the others DuckDB has rejected
-    csv.field_size_limit(LINE_BYTES)
-    with path.open(encoding="utf-8-sig", newline="") as handle:
+    with _long_fields(), path.open(encoding="utf-8-sig", newline="") as handle:
         for _ in range(skip):
             handle.readline()
         reader = csv.reader(handle, delimiter=delimiter)
@@ -217,6 +217,16 @@ def _reject_invalid_json(
         "unnest(?::VARCHAR[]) AS reason, unnest(?::VARCHAR[]) AS line",
         [[reject[part] for reject in rejects] for part in range(4)],
     )
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let Python's reader take values as long as DuckDB does."""
+    before = csv.field_size_limit(LINE_BYTES)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _refuse_damaged(lake: Lake, path: Path, name: str) -> None:

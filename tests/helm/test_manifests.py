@@ -213,7 +213,7 @@ def test_selectors_are_what_they_always_were():
 
 
 def test_extra_manifests_are_templates():
-    assert render("everything").named("ConfigMap", "millrace-extra")["data"] == {"key": "value"}
+    assert render("everything").named("ConfigMap", "millrace-extra")["data"] == {"colour": "blue"}
 
 
 def test_the_packaged_chart_renders_the_same(tmp_path):

@@ -31,7 +31,9 @@ def test_dagster_accepts_every_section(rendered: Rendered, tmp_path: Path):
 
     dagster_instance_config(str(tmp_path))  # raises on a key that is unknown or of the wrong type
 
-    coordinator = process_config(resolve_to_config_type(QueuedRunCoordinator.config_type()), document["run_coordinator"]["config"])
+    coordinator = process_config(
+        resolve_to_config_type(QueuedRunCoordinator.config_type()), document["run_coordinator"]["config"]
+    )
     assert (coordinator.errors, launcher_config(document["run_launcher"]["config"]).errors) == (None, None)
 
 
@@ -44,7 +46,10 @@ def test_dagster_refuses_a_key_it_does_not_know(tmp_path: Path):
         dagster_instance_config(str(tmp_path))
 
 
-@pytest.mark.parametrize(("scenario", "name"), [("default", "LocalComputeLogManager"), ("object-store", "S3ComputeLogManager"), ("bare", "NoOpComputeLogManager")])
+@pytest.mark.parametrize(
+    ("scenario", "name"),
+    [("default", "LocalComputeLogManager"), ("object-store", "S3ComputeLogManager"), ("bare", "NoOpComputeLogManager")],
+)
 def test_compute_logs_go_where_the_values_say(scenario: str, name: str):
     section = render(scenario).file("dagster.yaml")["compute_logs"]
 
@@ -95,7 +100,9 @@ def test_it_is_the_embedded_instance_but_for_this_list(tmp_path: Path):
     }
 
     assert {key for key in chart.keys() & embedded.keys() if chart[key] != embedded[key]} == meant
-    assert {key for key in chart.keys() - embedded.keys() if not key.startswith("run_launcher.config.")} == only_in_chart
+    assert {
+        key for key in chart.keys() - embedded.keys() if not key.startswith("run_launcher.config.")
+    } == only_in_chart
     assert embedded.keys() - chart.keys() == set()
 
 
@@ -103,13 +110,17 @@ def test_the_launchers_own_fields_are_there():
     config = render("default").file("dagster.yaml")["run_launcher"]
 
     assert (config["module"], config["class"]) == ("pipeline.launch.launcher", "RunLauncher")
-    assert {field: config["config"][field] for field in OWN_FIELDS} == {"out_of_memory": {"factor": 1.5, "limit": "8Gi"}}
+    assert {field: config["config"][field] for field in OWN_FIELDS} == {
+        "out_of_memory": {"factor": 1.5, "limit": "8Gi"}
+    }
 
 
 def test_the_platforms_launcher_accepts_its_configuration(rendered: Rendered):
     launcher = pytest.importorskip("pipeline.launch.launcher").RunLauncher
 
-    result = process_config(resolve_to_config_type(launcher.config_type()), rendered.file("dagster.yaml")["run_launcher"]["config"])
+    result = process_config(
+        resolve_to_config_type(launcher.config_type()), rendered.file("dagster.yaml")["run_launcher"]["config"]
+    )
 
     assert result.success, result.errors
 
@@ -207,5 +218,9 @@ def _literals(node: Any, path: str = "") -> list[str]:
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:
     if isinstance(node, dict) and node and "env" not in node:
-        return {key: value for name, item in node.items() for key, value in _flat(item, f"{path}.{name}" if path else name).items()}
+        return {
+            key: value
+            for name, item in node.items()
+            for key, value in _flat(item, f"{path}.{name}" if path else name).items()
+        }
     return {path: node}

@@ -109,7 +109,9 @@ def test_a_field_that_kubernetes_does_not_know_is_found():
 def test_no_reference_dangles(scenario: str, rendered: Rendered):
     """What a pod, binding, route or claim names is rendered, or the scenario's `# exists:` line declares it."""
     first_lines = (CHART / "ci" / f"{scenario}.yaml").read_text().splitlines()
-    declared = {name for line in first_lines if line.startswith("# exists:") for name in line[9:].replace(",", " ").split()}
+    declared = {
+        name for line in first_lines if line.startswith("# exists:") for name in line[9:].replace(",", " ").split()
+    }
     there = {f"{item['kind']}/{item['metadata']['name']}" for item in rendered.objects}
 
     referred = set(_references(rendered))
@@ -132,7 +134,9 @@ def test_every_key_of_a_secret_that_is_read_is_in_the_secret(rendered: Rendered)
 def test_every_port_that_is_named_is_a_port(rendered: Rendered):
     pods = rendered.pods().values()
     for service in rendered.of_kind("Service"):
-        selected = [pod for pod in pods if service["spec"]["selector"].items() <= pod["metadata"].get("labels", {}).items()]
+        selected = [
+            pod for pod in pods if service["spec"]["selector"].items() <= pod["metadata"].get("labels", {}).items()
+        ]
         assert len(selected) == 1, service["metadata"]["name"]
         names = {port["name"] for container in selected[0]["spec"]["containers"] for port in container.get("ports", ())}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
@@ -158,7 +162,9 @@ def test_every_mount_has_its_volume(rendered: Rendered):
 
 
 def test_no_two_objects_have_one_name(rendered: Rendered):
-    seen = Counter((item["kind"], item["metadata"].get("namespace", "data"), item["metadata"]["name"]) for item in rendered.objects)
+    seen = Counter(
+        (item["kind"], item["metadata"].get("namespace", "data"), item["metadata"]["name"]) for item in rendered.objects
+    )
 
     assert [name for name, count in seen.items() if count > 1] == []
 
@@ -166,22 +172,32 @@ def test_no_two_objects_have_one_name(rendered: Rendered):
 @pytest.mark.parametrize("release", ["r", "a" * 53, "team.data", "x" + "-y" * 26])
 def test_names_of_any_release_fit(release: str):
     """A CronJob's name may have 52 characters, since its Jobs add eleven; everything else 63."""
-    rendered = render("everything", "backup.enabled=true,webserver.readOnly.enabled=true,pgbouncer.enabled=true", release=release)
+    rendered = render(
+        "everything", "backup.enabled=true,webserver.readOnly.enabled=true,pgbouncer.enabled=true", release=release
+    )
 
     for item in rendered.objects:
-        name, own = item["metadata"]["name"], item["kind"] != "ConfigMap" or not item["metadata"]["name"].endswith("-extra")
+        name, own = (
+            item["metadata"]["name"],
+            item["kind"] != "ConfigMap" or not item["metadata"]["name"].endswith("-extra"),
+        )
         assert len(name) <= (52 if item["kind"] in ("CronJob", "StatefulSet") else 63) or not own
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or not own, name
         for value in item["metadata"].get("labels", {}).values():
             assert len(value) <= 63
 
 
-@pytest.mark.parametrize("other", [{"release": "b" * 53}, {"namespace": "other"}], ids=["in one namespace", "of one name"])
+@pytest.mark.parametrize(
+    "other", [{"release": "b" * 53}, {"namespace": "other"}], ids=["in one namespace", "of one name"]
+)
 def test_two_releases_share_nothing(other: dict[str, str]):
     """Two of 53 characters that differ only at the end, too. Classes belong to the cluster, the rest to a namespace."""
     first = {"release": "b" * 52 + "a", "namespace": "data"}
 
-    both = [_identities(render("default", **first), "data"), _identities(render("default", **{**first, **other}), other.get("namespace", "data"))]  # type: ignore[arg-type]
+    both = [
+        _identities(render("default", **first), "data"),
+        _identities(render("default", **{**first, **other}), other.get("namespace", "data")),
+    ]  # type: ignore[arg-type]
 
     assert both[0] & both[1] == set()
 
@@ -203,7 +219,11 @@ def test_selectors_are_what_they_always_were():
     common = {"app.kubernetes.io/name": "millrace", "app.kubernetes.io/instance": "millrace"}
 
     assert selectors == {
-        "millrace-code-millrace": {**common, "app.kubernetes.io/component": "code", "dagster/code-location": "millrace"},
+        "millrace-code-millrace": {
+            **common,
+            "app.kubernetes.io/component": "code",
+            "dagster/code-location": "millrace",
+        },
         "millrace-code-shop": {**common, "app.kubernetes.io/component": "code", "dagster/code-location": "shop"},
         "millrace-daemon": {**common, "app.kubernetes.io/component": "daemon"},
         "millrace-webserver": {**common, "app.kubernetes.io/component": "webserver"},
@@ -222,7 +242,9 @@ def test_the_packaged_chart_renders_the_same(tmp_path):
     packed = helm("package", str(CHART), "--destination", str(tmp_path))
     assert packed.returncode == 0, packed.stderr
     (archive,) = tmp_path.glob("*.tgz")
-    result = helm("template", "millrace", str(archive), "--namespace", "data", "--values", str(CHART / "ci" / "pooled.yaml"))
+    result = helm(
+        "template", "millrace", str(archive), "--namespace", "data", "--values", str(CHART / "ci" / "pooled.yaml")
+    )
 
     assert [item for item in yaml.safe_load_all(result.stdout) if item] == list(render("pooled").objects)
 
@@ -248,7 +270,11 @@ def _references(rendered: Rendered) -> set[str]:
     for stateful in rendered.of_kind("StatefulSet"):
         found.add(f"Service/{stateful['spec']['serviceName']}")
     for ingress in rendered.of_kind("Ingress"):
-        found |= {f"Service/{path['backend']['service']['name']}" for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]}
+        found |= {
+            f"Service/{path['backend']['service']['name']}"
+            for rule in ingress["spec"]["rules"]
+            for path in rule["http"]["paths"]
+        }
         found |= {f"Secret/{tls['secretName']}" for tls in ingress["spec"].get("tls", ())}
     for route in rendered.of_kind("HTTPRoute"):
         found |= {f"Service/{backend['name']}" for rule in route["spec"]["rules"] for backend in rule["backendRefs"]}
@@ -276,7 +302,11 @@ def _named_in(node: Any) -> set[str]:
 
 def _identities(rendered: Rendered, namespace: str) -> set[tuple[str, str, str]]:
     return {
-        (item["kind"], "" if item["kind"] == "PriorityClass" else item["metadata"].get("namespace", namespace), item["metadata"]["name"])
+        (
+            item["kind"],
+            "" if item["kind"] == "PriorityClass" else item["metadata"].get("namespace", namespace),
+            item["metadata"]["name"],
+        )
         for item in rendered.objects
     }
 
@@ -289,7 +319,9 @@ def test_the_database_url_leads_to_the_bundled_server(rendered: Rendered):
 
 
 def test_an_object_outside_the_releases_namespace_is_one_of_a_run():
-    manifests: list[Manifest] = [item for item in render("production").objects if item["metadata"].get("namespace") == "millrace-runs"]
+    manifests: list[Manifest] = [
+        item for item in render("production").objects if item["metadata"].get("namespace") == "millrace-runs"
+    ]
 
     assert sorted(f"{item['kind']}/{item['metadata']['name']}" for item in manifests) == [
         "ConfigMap/millrace-environment", "LimitRange/millrace-run", "NetworkPolicy/millrace-default-deny", "NetworkPolicy/millrace-run-worker",

@@ -175,9 +175,7 @@ def test_a_disruption_budget_is_for_several_and_lets_one_go(rendered: Rendered):
 def test_runs_are_below_the_services():
     rendered = render("default")
     values = {item["metadata"]["name"]: item["value"] for item in rendered.of_kind("PriorityClass")}
-    run, *services = (
-        values[pod["spec"]["priorityClassName"]] for pod in reversed(rendered.pods().values())
-    )
+    run, *services = (values[pod["spec"]["priorityClassName"]] for pod in reversed(rendered.pods().values()))
 
     assert run < 0 < min(services)
 
@@ -187,7 +185,12 @@ def test_the_components_of_a_release_spread_over_nodes(rendered: Rendered):
         constraints = deployment["spec"]["template"]["spec"].get("topologySpreadConstraints", [])
         for constraint in constraints:
             assert constraint["labelSelector"]["matchLabels"] == deployment["spec"]["selector"]["matchLabels"]
-    assert render("bare").named("Deployment", "millrace-daemon")["spec"]["template"]["spec"].keys().isdisjoint({"topologySpreadConstraints"})
+    assert (
+        render("bare")
+        .named("Deployment", "millrace-daemon")["spec"]["template"]["spec"]
+        .keys()
+        .isdisjoint({"topologySpreadConstraints"})
+    )
 
 
 def test_placement_and_pull_secrets_reach_every_pod():
@@ -213,7 +216,10 @@ def test_every_millrace_container_has_the_environment_and_folders_of_the_image(r
         if not name.startswith(("StatefulSet/", "Deployment/millrace-pgbouncer")):
             variables = {variable["name"] for variable in container["env"]}
             paths = {mount["mountPath"] for mount in container["volumeMounts"]}
-            assert variables >= {"MILLRACE_DATABASE_URL", *(f"DAGSTER_PG_{part}" for part in ("HOST", "PORT", "USERNAME", "PASSWORD"))}, name
+            assert variables >= {
+                "MILLRACE_DATABASE_URL",
+                *(f"DAGSTER_PG_{part}" for part in ("HOST", "PORT", "USERNAME", "PASSWORD")),
+            }, name
             assert paths >= {"/tmp", "/var/lib/millrace", "/opt/millrace/dagster"}, name  # noqa: S108
     for config in rendered.of_kind("ConfigMap"):
         if config["metadata"]["name"] == "millrace-environment":
@@ -228,7 +234,11 @@ def test_every_millrace_container_has_the_environment_and_folders_of_the_image(r
 )
 def test_who_works_on_the_lake_finds_it(scenario: str, data: str):
     rendered = render(scenario, "backup.enabled=true")
-    on_volume = {name for name, pod in rendered.pods().items() if {"name": "lake", "persistentVolumeClaim": {"claimName": "millrace-lake"}} in pod["spec"]["volumes"]}
+    on_volume = {
+        name
+        for name, pod in rendered.pods().items()
+        if {"name": "lake", "persistentVolumeClaim": {"claimName": "millrace-lake"}} in pod["spec"]["volumes"]
+    }
     keys = [container["env"] for name, container in rendered.containers() if "postgresql" not in name]
 
     assert rendered.named("ConfigMap", "millrace-environment")["data"]["MILLRACE_LAKE_DATA"] == data
@@ -249,16 +259,24 @@ def test_the_pooler_serves_dagster_and_not_the_migration():
         if "postgresql" not in name and "pgbouncer" not in name
     }
 
-    assert {name.split("/")[1] for name, host in hosts.items() if host == "secret"} == {"millrace-migration-1", "millrace-backup"}
+    assert {name.split("/")[1] for name, host in hosts.items() if host == "secret"} == {
+        "millrace-migration-1",
+        "millrace-backup",
+    }
     assert set(hosts.values()) == {"secret", "millrace-pgbouncer.data"}
 
 
 def test_network_flows_are_exactly_these():
     """Whom each component admits, and what it reaches: everything else is denied."""
-    rendered = render("pooled", "webserver.readOnly.enabled=true,ingress.enabled=true,ingress.host=h.test,ingress.unauthenticated=true")
+    rendered = render(
+        "pooled",
+        "webserver.readOnly.enabled=true,ingress.enabled=true,ingress.host=h.test,ingress.unauthenticated=true",
+    )
     pool = "pgbouncer:6432"
 
-    assert {item["metadata"]["name"].removeprefix("millrace-"): _flows(item) for item in rendered.of_kind("NetworkPolicy")} == {
+    assert {
+        item["metadata"]["name"].removeprefix("millrace-"): _flows(item) for item in rendered.of_kind("NetworkPolicy")
+    } == {
         "default-deny": ([], []),
         "code": (["daemon:4000", "webserver-read-only:4000", "webserver:4000"], [DNS, pool, DATABASE, "public:443,80"]),
         "daemon": ([], ["any:443,6443", "code:4000", DNS, pool, DATABASE]),
@@ -275,7 +293,10 @@ def test_network_flows_are_exactly_these():
 
 
 def test_an_external_server_and_a_bucket_are_reached_by_who_needs_them():
-    flows = {item["metadata"]["name"].removeprefix("millrace-"): _flows(item)[1] for item in render("production").of_kind("NetworkPolicy")}
+    flows = {
+        item["metadata"]["name"].removeprefix("millrace-"): _flows(item)[1]
+        for item in render("production").of_kind("NetworkPolicy")
+    }
     server = "millrace-postgres:5432"
 
     assert flows["run-worker"] == [DNS, server, PUBLIC, "public:443,80"]
@@ -287,13 +308,19 @@ def test_every_pod_has_a_policy_and_the_default_is_none(rendered: Rendered):
     policies = rendered.of_kind("NetworkPolicy")
     for name, pod in rendered.pods().items() if policies else ():
         labels = pod["metadata"]["labels"].items()
-        selecting = [p["metadata"]["name"] for p in policies if p["spec"]["podSelector"]["matchLabels"].items() <= labels]
+        selecting = [
+            p["metadata"]["name"] for p in policies if p["spec"]["podSelector"]["matchLabels"].items() <= labels
+        ]
         assert len(set(selecting)) == 2, f"{name}: {selecting}"
     assert all(policy["spec"]["policyTypes"] == ["Ingress", "Egress"] for policy in policies)
 
 
 def test_public_is_nowhere_in_the_cluster():
-    (rule,) = [rule for rule in render("default").named("NetworkPolicy", "millrace-run-worker")["spec"]["egress"] if {"port": 80} in rule["ports"]]
+    (rule,) = [
+        rule
+        for rule in render("default").named("NetworkPolicy", "millrace-run-worker")["spec"]["egress"]
+        if {"port": 80} in rule["ports"]
+    ]
     blocks = {peer["ipBlock"]["cidr"]: set(peer["ipBlock"]["except"]) for peer in rule["to"]}
 
     assert blocks["0.0.0.0/0"] >= {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10"}
@@ -307,8 +334,7 @@ def _flows(policy: dict[str, Any]) -> tuple[list[str], list[str]]:
         words = []
         for rule in policy["spec"].get(direction, []):
             ports = ",".join(str(port["port"]) for port in rule["ports"] if port.get("protocol") != "UDP")
-            for peer in rule.get(peers, [{}]):
-                words.append(DNS if ports == "53" else f"{_peer(peer)}:{ports}")
+            words += [DNS if ports == "53" else f"{_peer(peer)}:{ports}" for peer in rule.get(peers, [{}])]
         found.append(sorted(set(words)))
     return found[0], found[1]
 

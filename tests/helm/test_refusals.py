@@ -32,15 +32,27 @@ def test_a_value_that_does_not_fit_is_named_with_its_place(setting: str, message
             "ingress.enabled=true,ingress.host=h.test,ingress.unauthenticated=true,httpRoute.enabled=true",
             "ingress.enabled and httpRoute.enabled are both true: the UI is published by one of them.",
         ),
-        ("ingress.enabled=true,ingress.host=h.test", "Set ingress.auth, or ingress.readOnly, or spell out ingress.unauthenticated: true."),
-        ("httpRoute.enabled=true,httpRoute.parentRefs[0].name=g", "Set httpRoute.auth, or httpRoute.readOnly, or spell out httpRoute.unauthenticated: true."),
+        (
+            "ingress.enabled=true,ingress.host=h.test",
+            "Set ingress.auth, or ingress.readOnly, or spell out ingress.unauthenticated: true.",
+        ),
+        (
+            "httpRoute.enabled=true,httpRoute.parentRefs[0].name=g",
+            "Set httpRoute.auth, or httpRoute.readOnly, or spell out httpRoute.unauthenticated: true.",
+        ),
         ("ingress.enabled=true,ingress.host=h.test,ingress.readOnly=true", "Set webserver.readOnly.enabled to true."),
         ("ingress.enabled=true,ingress.unauthenticated=true", "ingress.host is empty"),
         ("httpRoute.enabled=true,httpRoute.unauthenticated=true", "httpRoute.parentRefs is empty"),
-        ("postgresql.enabled=false", "database.existingSecret is empty: there is no database. Name the Secret of your server."),
+        (
+            "postgresql.enabled=false",
+            "database.existingSecret is empty: there is no database. Name the Secret of your server.",
+        ),
         ("database.tls.mode=verify-full", "Name the Secret whose ca.crt signed the server's certificate."),
         ("lake.type=s3", 'lake.type is s3 and lake.url is "". Set s3://bucket/prefix.'),
-        ("computeLogs.type=s3,computeLogs.url=https://b/x", 'computeLogs.url is "https://b/x". Set s3://bucket/prefix.'),
+        (
+            "computeLogs.type=s3,computeLogs.url=https://b/x",
+            'computeLogs.url is "https://b/x". Set s3://bucket/prefix.',
+        ),
         ("backup.type=s3,backup.enabled=true", 'backup.url is "". Set s3://bucket/prefix.'),
         ("runs.namespace=runs", "a volume claim cannot be used from another namespace. Set lake.type to s3."),
         ("runs.limitRange[0].type=Container", "in the release's namespace it would bind the services too"),
@@ -48,7 +60,10 @@ def test_a_value_that_does_not_fit_is_named_with_its_place(setting: str, message
             "codeLocations[0].name=a,codeLocations[0].module=m,codeLocations[1].name=a,codeLocations[1].module=n",
             "codeLocations has two of the name a.",
         ),
-        ("runs.maxConcurrent=20", "runs.maxConcurrent of 20 may open 220 connections, and postgresql.maxConnections is 200."),
+        (
+            "runs.maxConcurrent=20",
+            "runs.maxConcurrent of 20 may open 220 connections, and postgresql.maxConnections is 200.",
+        ),
     ],
 )
 def test_what_would_not_work_is_refused_with_what_to_change(settings: str, message: str):
@@ -64,14 +79,22 @@ def test_an_old_kubernetes_is_refused(version: str):
 
 @pytest.mark.parametrize(
     ("scenario", "service"),
-    [("production", "millrace-webserver"), ("ui-path", "millrace-webserver"), ("gateway", "millrace-webserver-read-only")],
+    [
+        ("production", "millrace-webserver"),
+        ("ui-path", "millrace-webserver"),
+        ("gateway", "millrace-webserver-read-only"),
+    ],
 )
 def test_the_ui_is_published_once_told_who_may(scenario: str, service: str):
     rendered = render(scenario)
     (published,) = rendered.of_kind("Ingress", "HTTPRoute")
 
     (rule,) = published["spec"]["rules"]
-    backends = [path["backend"]["service"]["name"] for path in rule["http"]["paths"]] if "http" in rule else [backend["name"] for backend in rule["backendRefs"]]
+    backends = (
+        [path["backend"]["service"]["name"] for path in rule["http"]["paths"]]
+        if "http" in rule
+        else [backend["name"] for backend in rule["backendRefs"]]
+    )
     assert backends == [service]
 
 

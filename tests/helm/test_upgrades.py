@@ -35,7 +35,9 @@ def ask(tmp_path: Path) -> Iterator[Ask]:
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             answer = _answer(self.path.split("?")[0], secrets)
-            body = json.dumps(answer or {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404})
+            body = json.dumps(
+                answer or {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
+            )
             self.send_response(200 if answer else 404)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
@@ -57,8 +59,23 @@ def ask(tmp_path: Path) -> Iterator[Ask]:
         secrets.clear()
         secrets.update(known)
         values = ["--values", str(CHART / "ci" / f"{scenario}.yaml")] if scenario else []
-        flags = [*values, *(part for setting in settings for part in ("--set", setting)), *(["--is-upgrade"] if upgrade else [])]
-        result = helm("template", "millrace", str(CHART), "--namespace", "data", "--dry-run=server", "--disable-openapi-validation", "--kubeconfig", str(kubeconfig), *flags)
+        flags = [
+            *values,
+            *(part for setting in settings for part in ("--set", setting)),
+            *(["--is-upgrade"] if upgrade else []),
+        ]
+        result = helm(
+            "template",
+            "millrace",
+            str(CHART),
+            "--namespace",
+            "data",
+            "--dry-run=server",
+            "--disable-openapi-validation",
+            "--kubeconfig",
+            str(kubeconfig),
+            *flags,
+        )
         return Rendered(tuple(item for item in yaml.safe_load_all(result.stdout) if item)), result.stderr
 
     yield run
@@ -106,7 +123,9 @@ def test_a_key_that_is_missing_is_named_with_those_that_are_there(ask: Ask):
 
     _, message = ask(known=known, scenario="pooled")
 
-    assert "Secret trial-database in namespace data has no key url; it has host, password, port, uri, username." in message
+    assert (
+        "Secret trial-database in namespace data has no key url; it has host, password, port, uri, username." in message
+    )
 
 
 def test_a_secret_is_needed_where_the_runs_are_too(ask: Ask):
@@ -135,14 +154,25 @@ def test_on_install_the_migration_is_no_hook():
 def test_on_upgrade_the_migration_comes_before_all_else_with_the_new_configuration():
     rendered = render("default", upgrade=True)
     hooks = [item for item in rendered.objects if "helm.sh/hook" in item["metadata"].get("annotations", {})]
-    before = {f"{item['kind']}/{item['metadata']['name']}": item for item in hooks if item["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"}
+    before = {
+        f"{item['kind']}/{item['metadata']['name']}": item
+        for item in hooks
+        if item["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
+    }
     (container,) = before["Job/millrace-migration-1"]["spec"]["template"]["spec"]["containers"]
 
-    assert before.keys() == {"Job/millrace-migration-1", "ConfigMap/millrace-migration-environment", "ConfigMap/millrace-migration-instance"}
+    assert before.keys() == {
+        "Job/millrace-migration-1",
+        "ConfigMap/millrace-migration-environment",
+        "ConfigMap/millrace-migration-instance",
+    }
     assert container["command"] == ["millrace", "migrate"]
     assert container["envFrom"] == [{"configMapRef": {"name": "millrace-migration-environment"}}]
     for name in ("environment", "instance"):
-        assert before[f"ConfigMap/millrace-migration-{name}"]["data"] == rendered.named("ConfigMap", f"millrace-{name}")["data"]
+        assert (
+            before[f"ConfigMap/millrace-migration-{name}"]["data"]
+            == rendered.named("ConfigMap", f"millrace-{name}")["data"]
+        )
         assert int(before[f"ConfigMap/millrace-migration-{name}"]["metadata"]["annotations"]["helm.sh/hook-weight"]) < 0
 
 
@@ -161,8 +191,14 @@ def test_a_change_of_configuration_rolls_the_services(setting: str):
 
 
 def test_a_change_elsewhere_rolls_nothing_else():
-    before = {item["metadata"]["name"]: item["spec"]["template"] for item in render("default").of_kind("Deployment", "StatefulSet")}
-    after = {item["metadata"]["name"]: item["spec"]["template"] for item in render("default", "daemon.resources.limits.memory=2Gi").of_kind("Deployment", "StatefulSet")}
+    before = {
+        item["metadata"]["name"]: item["spec"]["template"]
+        for item in render("default").of_kind("Deployment", "StatefulSet")
+    }
+    after = {
+        item["metadata"]["name"]: item["spec"]["template"]
+        for item in render("default", "daemon.resources.limits.memory=2Gi").of_kind("Deployment", "StatefulSet")
+    }
 
     assert {name for name in before if before[name] != after[name]} == {"millrace-daemon"}
 
@@ -177,9 +213,12 @@ def test_a_new_version_leaves_the_bundled_database_running():
 
 def test_what_holds_data_outlives_the_release():
     rendered = render("default", "backup.enabled=true")
-    claims = {item["metadata"]["name"]: item["metadata"]["annotations"] for item in rendered.of_kind("PersistentVolumeClaim")}
+    claims = {
+        item["metadata"]["name"]: item["metadata"]["annotations"] for item in rendered.of_kind("PersistentVolumeClaim")
+    }
 
-    assert claims == dict.fromkeys(("millrace-lake", "millrace-logs", "millrace-backup"), {"helm.sh/resource-policy": "keep"})
+    keep = {"helm.sh/resource-policy": "keep"}
+    assert claims == {"millrace-lake": keep, "millrace-logs": keep, "millrace-backup": keep}
 
 
 def _checksums(rendered: Rendered) -> dict[str, str]:
@@ -198,17 +237,39 @@ def _answer(path: str, secrets: Secrets) -> dict[str, Any] | None:
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "/apis":
         versions = [{"groupVersion": version, "version": "v1"} for version in KINDS]
-        groups = [{"name": v["groupVersion"].split("/")[0], "versions": [v], "preferredVersion": v} for v in versions if "/" in v["groupVersion"]]
+        groups = [
+            {"name": v["groupVersion"].split("/")[0], "versions": [v], "preferredVersion": v}
+            for v in versions
+            if "/" in v["groupVersion"]
+        ]
         return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
     if (version := path.removeprefix("/apis/").removeprefix("/api/")) in KINDS:
-        resources = [{"name": _plural(kind), "kind": kind, "namespaced": kind != "PriorityClass", "verbs": ["get"], "singularName": ""} for kind in KINDS[version]]
+        resources = [
+            {
+                "name": _plural(kind),
+                "kind": kind,
+                "namespaced": kind != "PriorityClass",
+                "verbs": ["get"],
+                "singularName": "",
+            }
+            for kind in KINDS[version]
+        ]
         return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources}
     match path.strip("/").split("/"):
         case ["api", "v1", "namespaces", namespace, "serviceaccounts", "default"]:
-            return {"kind": "ServiceAccount", "apiVersion": "v1", "metadata": {"name": "default", "namespace": namespace}}
+            return {
+                "kind": "ServiceAccount",
+                "apiVersion": "v1",
+                "metadata": {"name": "default", "namespace": namespace},
+            }
         case ["api", "v1", "namespaces", namespace, "secrets", name] if (namespace, name) in secrets:
             data = {key: base64.b64encode(value.encode()).decode() for key, value in secrets[namespace, name].items()}
-            return {"kind": "Secret", "apiVersion": "v1", "metadata": {"name": name, "namespace": namespace}, "data": data}
+            return {
+                "kind": "Secret",
+                "apiVersion": "v1",
+                "metadata": {"name": name, "namespace": namespace},
+                "data": data,
+            }
     return None
 
 

@@ -95,7 +95,7 @@ run_launcher:
       pod_spec_config: { node_selector: true, tolerations: true }
       namespace: false
     only_allow_user_defined_env_vars: []
-    out_of_memory: {{- toYaml .outOfMemory | nindent 6 }}
+    out_of_memory: { factor: {{ .outOfMemory.factor }}, limit: {{ .outOfMemory.limit }} }
 run_coordinator:
   module: dagster.core.run_coordinator
   class: QueuedRunCoordinator

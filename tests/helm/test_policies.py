@@ -259,10 +259,7 @@ def test_the_pooler_serves_dagster_and_not_the_migration():
         if "postgresql" not in name and "pgbouncer" not in name
     }
 
-    assert {name.split("/")[1] for name, host in hosts.items() if host == "secret"} == {
-        "millrace-migration-1",
-        "millrace-backup",
-    }
+    assert {name.split("/")[1] for name, host in hosts.items() if host == "secret"} == {"millrace-migration-1"}
     assert set(hosts.values()) == {"secret", "millrace-pgbouncer.data"}
 
 

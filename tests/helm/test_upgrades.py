@@ -148,7 +148,6 @@ def test_on_install_the_migration_is_no_hook():
     job = render("default").named("Job", "millrace-migration-1")
 
     assert "annotations" not in job["metadata"]
-    assert not [item for item in render("default").of_kind("ConfigMap") if "migration" in item["metadata"]["name"]]
 
 
 def test_on_upgrade_the_migration_comes_before_all_else_with_the_new_configuration():
@@ -161,19 +160,32 @@ def test_on_upgrade_the_migration_comes_before_all_else_with_the_new_configurati
     }
     (container,) = before["Job/millrace-migration-1"]["spec"]["template"]["spec"]["containers"]
 
-    assert before.keys() == {
-        "Job/millrace-migration-1",
-        "ConfigMap/millrace-migration-environment",
-        "ConfigMap/millrace-migration-instance",
-    }
+    configs = {"environment": "millrace-migration-1-environment", "instance": "millrace-migration-1-instance"}
+
+    assert before.keys() == {"Job/millrace-migration-1", *(f"ConfigMap/{name}" for name in configs.values())}
     assert container["command"] == ["millrace", "migrate"]
-    assert container["envFrom"] == [{"configMapRef": {"name": "millrace-migration-environment"}}]
-    for name in ("environment", "instance"):
-        assert (
-            before[f"ConfigMap/millrace-migration-{name}"]["data"]
-            == rendered.named("ConfigMap", f"millrace-{name}")["data"]
-        )
-        assert int(before[f"ConfigMap/millrace-migration-{name}"]["metadata"]["annotations"]["helm.sh/hook-weight"]) < 0
+    assert container["envFrom"] == [{"configMapRef": {"name": configs["environment"]}}]
+    assert all(
+        int(before[f"ConfigMap/{name}"]["metadata"]["annotations"]["helm.sh/hook-weight"]) < 0
+        for name in configs.values()
+    )
+    assert (
+        before[f"ConfigMap/{configs['environment']}"]["data"]
+        == rendered.named("ConfigMap", "millrace-environment")["data"]
+    )
+
+
+@pytest.mark.parametrize("upgrade", [False, True], ids=["install", "upgrade"])
+def test_the_migration_alone_makes_tables_and_goes_round_the_pooler(upgrade: bool):
+    rendered = render("pooled", upgrade=upgrade)
+    services, migration = (
+        yaml.safe_load(rendered.named("ConfigMap", name)["data"]["dagster.yaml"])["storage"]["postgres"]
+        for name in ("millrace-instance", "millrace-migration-1-instance")
+    )
+
+    assert (services.pop("should_autocreate_tables"), migration.pop("should_autocreate_tables")) == (False, True)
+    assert services["postgres_db"]["params"].pop("sslmode") == "disable"
+    assert services == migration
 
 
 def test_the_migration_waits_for_the_database_and_says_so():

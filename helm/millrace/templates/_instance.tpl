@@ -1,9 +1,13 @@
 {{- /* dagster.yaml, workspace.yaml and the environment. No secret is a literal here: the whole instance travels in the
-     arguments of every run pod. */ -}}
+     arguments of every run pod. dagster.yaml takes (dict "root" $), with "migration" true for the one that makes the tables. */ -}}
 
 {{- define "millrace.dagsterYaml" -}}
+{{- $isPooled := and .root.Values.pgbouncer.enabled (not .migration) -}}
+{{- $makesTables := .migration | default false -}}
+{{- with .root -}}
 {{- $run := dict "root" . "component" "run_worker" "data" (list "lake" "logs") "scratch" .Values.runs.scratch -}}
 {{- $logs := .Values.computeLogs -}}
+{{- $root := . -}}
 {{- with .Values.runs -}}
 telemetry: { enabled: false }
 nux: { enabled: false }
@@ -16,8 +20,9 @@ storage:
       port: { env: DAGSTER_PG_PORT }
       db_name: { env: DAGSTER_PG_DB }
       scheme: postgresql+psycopg2 # the bare scheme means psycopg 3 to SQLAlchemy 2.1
-      params: { connect_timeout: 10, application_name: dagster } # libpq takes the TLS mode from PGSSLMODE
-    should_autocreate_tables: false # the migration makes them
+      # libpq takes the TLS mode from PGSSLMODE; the pooler, beside us, has none on this side.
+      params: { connect_timeout: 10, application_name: dagster{{ if $isPooled }}, sslmode: disable{{ end }} }
+    should_autocreate_tables: {{ $makesTables }} # only the migration makes them
 compute_logs:
   {{- if eq $logs.type "s3" }}
   {{- $url := urlParse $logs.url }}
@@ -26,8 +31,8 @@ compute_logs:
   config:
     bucket: {{ $url.host | quote }}
     prefix: {{ $url.path | trimAll "/" | default "compute-logs" | quote }}
-    region: {{ $.Values.s3.region | quote }}
-    {{- with $.Values.s3.endpoint }}
+    region: {{ $root.Values.s3.region | quote }}
+    {{- with $root.Values.s3.endpoint }}
     endpoint_url: {{ . | quote }}
     {{- end }}
     upload_interval: 30 # seconds between looks at a run that is under way
@@ -48,20 +53,20 @@ run_launcher:
   module: pipeline.launch.launcher
   class: RunLauncher
   config:
-    job_namespace: {{ include "millrace.runNamespace" $ }}
-    job_image: {{ include "millrace.imageName" (dict "root" $ "image" $.Values.image) }} # of a location that names none
-    image_pull_policy: {{ $.Values.image.pullPolicy }}
-    {{- with $.Values.imagePullSecrets }}
+    job_namespace: {{ include "millrace.runNamespace" $root }}
+    job_image: {{ include "millrace.imageName" (dict "root" $root "image" $root.Values.image) }} # of a location that names none
+    image_pull_policy: {{ $root.Values.image.pullPolicy }}
+    {{- with $root.Values.imagePullSecrets }}
     image_pull_secrets: {{- toYaml . | nindent 6 }}
     {{- end }}
-    service_account_name: {{ include "millrace.fullname" $ }}-run
-    instance_config_map: {{ include "millrace.fullname" $ }}-instance # required, though nothing mounts it
+    service_account_name: {{ include "millrace.fullname" $root }}-run
+    instance_config_map: {{ include "millrace.fullname" $root }}-instance # required, though nothing mounts it
     dagster_home: /opt/millrace/dagster
     fail_pod_on_run_failure: true # the Job of a failed run is a failed Job, to metrics too
     labels: # these replace Dagster's own and make run pods part of the release
-      app.kubernetes.io/name: {{ $.Chart.Name }}
-      app.kubernetes.io/instance: {{ $.Release.Name }}
-    env_config_maps: [{{ include "millrace.fullname" $ }}-environment]
+      app.kubernetes.io/name: {{ $root.Chart.Name }}
+      app.kubernetes.io/instance: {{ $root.Release.Name }}
+    env_config_maps: [{{ include "millrace.fullname" $root }}-environment]
     volumes: {{- include "millrace.volumes" $run | nindent 6 }}
     volume_mounts: {{- include "millrace.volumeMounts" $run | nindent 6 }}
     security_context: {{- include "millrace.containerSecurity" $ | nindent 6 }}
@@ -69,7 +74,7 @@ run_launcher:
     run_k8s_config:
       container_config:
         env: {{- include "millrace.env" $run | nindent 10 }}
-        {{- with $.Values.extraEnvFrom }}
+        {{- with $root.Values.extraEnvFrom }}
         env_from: {{- toYaml . | nindent 10 }}
         {{- end }}
       pod_template_spec_metadata:
@@ -79,7 +84,7 @@ run_launcher:
         enable_service_links: false
         security_context: {{- include "millrace.podSecurity" 10001 | nindent 10 }}
         termination_grace_period_seconds: 60
-        {{- with include "millrace.priorityClass" (list $ "runs") }}
+        {{- with include "millrace.priorityClass" (list $root "runs") }}
         priority_class_name: {{ . }}
         {{- end }}
         {{- with .nodeSelector }}
@@ -123,10 +128,11 @@ run_monitoring:
 run_retries: { enabled: true, max_retries: {{ .maxRetries }}, retry_on_asset_or_op_failure: false } # crashes only
 retention:
   {{- range list "schedule" "sensor" "auto_materialize" }}
-  {{ . }}: { purge_after_days: {{ $.Values.retention.days }} }
+  {{ . }}: { purge_after_days: {{ $root.Values.retention.days }} }
   {{- end }}
 sensors: { use_threads: true, num_workers: 4 }
 schedules: { use_threads: true, num_workers: 4 }
+{{- end }}
 {{- end }}
 {{- end -}}
 
@@ -167,9 +173,9 @@ MILLRACE_S3_ENDPOINT: {{ . | quote }}
 dagster.yaml: |
   {{- include "millrace.dagsterYaml" . | nindent 2 }}
 workspace.yaml: |
-  {{- include "millrace.workspaceYaml" . | nindent 2 }}
+  {{- include "millrace.workspaceYaml" .root | nindent 2 }}
 {{- end -}}
 
 {{- define "millrace.configChecksum" -}}
-{{ print (include "millrace.instanceData" .) (include "millrace.environment" .) | sha256sum }}
+{{ print (include "millrace.instanceData" (dict "root" .)) (include "millrace.environment" .) | sha256sum }}
 {{- end -}}

@@ -3,14 +3,16 @@
 import json
 import re
 import runpy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
-from tests.helm.chart import CHART, render
+from tests.helm.chart import CHART, helm, render
 
 pytestmark = pytest.mark.tools
 VALUES = (CHART / "values.yaml").read_text()
@@ -78,10 +80,33 @@ def test_the_readmes_production_values_render():
     assert render("", ",".join(settings)).of_kind("Deployment")
 
 
+def test_the_further_component_of_the_readme_is_all_it_takes(tmp_path: Path):
+    """Its pod is held to what every pod is held to, without a change to any other template."""
+    (template,) = re.findall(
+        r"```yaml\n# templates/exporter\.yaml\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL
+    )
+    chart = Path(shutil.copytree(CHART, tmp_path / "millrace"))
+    (chart / "templates" / "exporter.yaml").write_text(template)
+    with (chart / "values.yaml").open("a") as values:
+        values.write("exporter: { resources: { requests: { cpu: 20m, memory: 96Mi }, limits: { memory: 192Mi } } }\n")
+    schema = json.loads((chart / "values.schema.json").read_text())
+    schema["properties"]["exporter"] = {"$ref": "#/$defs/component"}
+    (chart / "values.schema.json").write_text(json.dumps(schema))
+
+    result = helm("template", "millrace", str(chart), "--show-only", "templates/exporter.yaml")
+
+    assert result.returncode == 0, result.stderr
+    objects = {item["kind"]: item for item in yaml.safe_load_all(result.stdout) if item}
+    assert objects.keys() == {"Deployment", "ServiceAccount", "NetworkPolicy"}
+    for item in objects.values():
+        kubernetes_validate.validate(item, "1.34", strict=True)
+    pod = objects["Deployment"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"]
+    assert pod["serviceAccountName"] == objects["ServiceAccount"]["metadata"]["name"] == "millrace-exporter"
+
+
 def test_the_notes_say_how_to_reach_the_ui(tmp_path: Path):
     """As helm prints them after an install; a dry run needs no cluster."""
-    from tests.helm.chart import helm
-
     shown = helm(
         "install", "millrace", str(CHART), "--namespace", "data", "--dry-run=client", "--set", "webserver.pathPrefix=/x"
     ).stdout

@@ -48,7 +48,7 @@ class Rendered:
     def file(self, name: str) -> Manifest:
         """dagster.yaml or workspace.yaml, parsed."""
         found = [item for item in self.of_kind("ConfigMap") if name in item["data"]]
-        (config,) = (item for item in found if "-migration-" not in item["metadata"]["name"])
+        config = next(item for item in found if "-migration-" not in item["metadata"]["name"])
         content: Manifest = yaml.safe_load(config["data"][name])
         return content
 

@@ -4,6 +4,7 @@ import functools
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -15,6 +16,12 @@ from tests.helm.chart import CHART, SCENARIOS, Manifest, Rendered, helm, render
 
 pytestmark = pytest.mark.tools
 KUBERNETES = ("1.30", "1.31", "1.32", "1.33", "1.34")
+
+REFERENCES = {
+    "configMapRef": "ConfigMap", "configMapKeyRef": "ConfigMap", "configMap": "ConfigMap", "secretRef": "Secret", "secretKeyRef": "Secret",
+    "secret": "Secret", "imagePullSecrets": "Secret", "persistentVolumeClaim": "PersistentVolumeClaim", "serviceAccountName": "ServiceAccount",
+    "priorityClassName": "PriorityClass",
+}  # fmt: skip
 
 # Of gateway.networking.k8s.io/v1, the fields that the chart sets: our own words, as the CRD has no offline copy here.
 NAME = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "maxLength": 253}
@@ -112,13 +119,13 @@ def test_no_reference_dangles(scenario: str, rendered: Rendered):
     declared = {
         name for line in first_lines if line.startswith("# exists:") for name in line[9:].replace(",", " ").split()
     }
-    there = {f"{item['kind']}/{item['metadata']['name']}" for item in rendered.objects}
+    there = {(_namespace(item), f"{item['kind']}/{item['metadata']['name']}") for item in rendered.objects}
 
     referred = set(_references(rendered))
 
-    assert referred - there - declared == set()
-    assert declared - referred == set(), "declared, but nothing refers to it"
-    assert not declared & there
+    assert {name for name in referred - there if name[1] not in declared} == set()
+    assert declared - {name for _, name in referred} == set(), "declared, but nothing refers to it"
+    assert not declared & {name for _, name in there}
 
 
 def test_every_key_of_a_secret_that_is_read_is_in_the_secret(rendered: Rendered):
@@ -251,46 +258,48 @@ def test_lint_finds_nothing():
     assert result.returncode == 0, result.stdout
 
 
-def _references(rendered: Rendered) -> set[str]:
-    found: set[str] = set()
-    for pod in rendered.pods().values():
-        spec = pod["spec"]
-        found.add(f"ServiceAccount/{spec['serviceAccountName']}")
-        found |= {f"Secret/{secret['name']}" for secret in spec.get("imagePullSecrets", ())}
-        found |= {f"PriorityClass/{spec['priorityClassName']}"} if "priorityClassName" in spec else set()
-        found |= _named_in(spec)
-    for binding in rendered.of_kind("RoleBinding"):
-        found |= {f"Role/{binding['roleRef']['name']}", *(f"ServiceAccount/{s['name']}" for s in binding["subjects"])}
-    for stateful in rendered.of_kind("StatefulSet"):
-        found.add(f"Service/{stateful['spec']['serviceName']}")
-    for ingress in rendered.of_kind("Ingress"):
-        found |= {
-            f"Service/{path['backend']['service']['name']}"
-            for rule in ingress["spec"]["rules"]
-            for path in rule["http"]["paths"]
-        }
-        found |= {f"Secret/{tls['secretName']}" for tls in ingress["spec"].get("tls", ())}
-    for route in rendered.of_kind("HTTPRoute"):
-        found |= {f"Service/{backend['name']}" for rule in route["spec"]["rules"] for backend in rule["backendRefs"]}
+def _references(rendered: Rendered) -> Iterator[tuple[str, str]]:
+    """Namespace and kind/name of everything that is referred to."""
+    for item in (*rendered.objects, rendered.run_job()):
+        spec, namespace = item.get("spec", {}), _namespace(item)
+        yield from (("" if name.startswith("PriorityClass/") else namespace, name) for name in _named_in(item))
+        match item["kind"]:
+            case "RoleBinding":
+                yield namespace, f"Role/{item['roleRef']['name']}"
+                yield from ((subject["namespace"], f"ServiceAccount/{subject['name']}") for subject in item["subjects"])
+            case "StatefulSet":
+                yield namespace, f"Service/{spec['serviceName']}"
+            case "Ingress":
+                for path in (path for rule in spec["rules"] for path in rule["http"]["paths"]):
+                    yield namespace, f"Service/{path['backend']['service']['name']}"
+                yield from ((namespace, f"Secret/{tls['secretName']}") for tls in spec.get("tls", ()))
+            case "HTTPRoute":
+                for backend in (backend for rule in spec["rules"] for backend in rule["backendRefs"]):
+                    yield namespace, f"Service/{backend['name']}"
     for location in rendered.file("workspace.yaml")["load_from"]:
-        found.add(f"Service/{location['grpc_server']['host']}")
-    launcher = rendered.file("dagster.yaml")["run_launcher"]["config"]
-    return found | {f"ConfigMap/{launcher['instance_config_map']}"}
+        yield "data", f"Service/{location['grpc_server']['host']}"
+    yield "data", f"ConfigMap/{rendered.file('dagster.yaml')['run_launcher']['config']['instance_config_map']}"
+
+
+def _namespace(item: Manifest) -> str:
+    return "" if item["kind"] == "PriorityClass" else item["metadata"].get("namespace", "data")
 
 
 def _named_in(node: Any) -> set[str]:
-    """The ConfigMaps, Secrets and claims that a pod's containers and volumes name."""
-    kinds = {"configMapRef": "ConfigMap", "configMapKeyRef": "ConfigMap", "configMap": "ConfigMap", "secretRef": "Secret",
-             "secretKeyRef": "Secret", "secret": "Secret", "persistentVolumeClaim": "PersistentVolumeClaim"}  # fmt: skip
+    """What a pod template, wherever it is in *node*, names: by field, in containers, volumes and the pod itself."""
     if isinstance(node, list):
         return {name for item in node for name in _named_in(item)}
     if not isinstance(node, dict):
         return set()
     found = {name for item in node.values() for name in _named_in(item)}
-    for key, kind in kinds.items():
-        if isinstance(node.get(key), dict):
-            named = node[key]
+    for key, kind in REFERENCES.items():
+        named = node.get(key)
+        if isinstance(named, dict):
             found.add(f"{kind}/{named.get('name') or named.get('secretName') or named['claimName']}")
+        elif isinstance(named, str):
+            found.add(f"{kind}/{named}")
+        elif isinstance(named, list):
+            found |= {f"{kind}/{item['name']}" for item in named}
     return found
 
 
@@ -318,7 +327,7 @@ def test_an_object_outside_the_releases_namespace_is_one_of_a_run():
     ]
 
     assert sorted(f"{item['kind']}/{item['metadata']['name']}" for item in manifests) == [
-        "ConfigMap/millrace-environment", "LimitRange/millrace-run", "NetworkPolicy/millrace-default-deny", "NetworkPolicy/millrace-run-worker",
+        "ConfigMap/millrace-environment", "ConfigMap/millrace-instance", "LimitRange/millrace-run", "NetworkPolicy/millrace-default-deny", "NetworkPolicy/millrace-run-worker",
         "ResourceQuota/millrace-run", "Role/millrace-daemon", "Role/millrace-webserver", "RoleBinding/millrace-daemon",
         "RoleBinding/millrace-webserver", "ServiceAccount/millrace-run",
     ]  # fmt: skip

@@ -1,0 +1,152 @@
+"""The run launcher of the cluster: a pod for each run, which is dead only when Kubernetes says so.
+
+Dagster's own launcher takes any failed call to the API server for a dead run, gives a launch up at once, and does not
+say why a pod died.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import urllib3
+from dagster import DagsterRun, Field, Shape
+from dagster._core.launcher import LaunchRunContext
+from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
+from dagster_k8s import K8sRunLauncher
+from dagster_k8s.client import DagsterK8sAPIRetryLimitExceeded, DagsterK8sUnrecoverableAPIError
+from dagster_k8s.container_context import K8sContainerContext
+from dagster_k8s.job import UserDefinedDagsterK8sConfig, get_job_name_from_run_id
+from kubernetes.client.rest import ApiException
+from kubernetes.utils.quantity import parse_quantity
+
+from pipeline.launch.pods import Verdict, verdict
+
+log = logging.getLogger(__name__)
+
+MEMORY_TAG = "millrace/out_of_memory_at"  # the limit that ended a run; its retry has its tags, and gets more
+CALL_SECONDS = 10.0  # an API server that hangs must not hang the daemon
+LAUNCH_SECONDS = 180.0  # as long as a launch waits for an API server that does not answer
+LOG_LINES = 30
+MIB = 1 << 20
+
+
+class RunLauncher(K8sRunLauncher):
+    """`K8sRunLauncher` that tells "not known" from "dead", and says what a pod died of.
+
+    Its one further setting is ``out_of_memory``: a retry of a run that was killed for its memory gets ``factor`` times
+    its limit, ``limit`` at most. Without it the retry gets the same again.
+    """
+
+    def __init__(self, *, out_of_memory: Mapping[str, Any] | None = None, **stock: Any) -> None:
+        self._out_of_memory = out_of_memory
+        super().__init__(**stock)
+        for api in (self._api_client.batch_api, self._api_client.core_api):
+            pool = api.api_client.rest_client.pool_manager
+            pool.connection_pool_kw["timeout"] = urllib3.Timeout(connect=CALL_SECONDS, read=CALL_SECONDS)
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        """The stock launcher's settings and ours."""
+        more = Field(
+            Shape({"factor": Field(float, default_value=1.5), "limit": Field(str)}),
+            is_required=False,
+            description="Memory of a run that is tried again after it ran out of it.",
+        )
+        return {**super().config_type(), "out_of_memory": more}
+
+    def get_container_context_for_run(self, dagster_run: DagsterRun) -> K8sContainerContext:
+        """As for any run; with more memory, whatever its tags say, if it is the retry of one that ran out of it."""
+        context = super().get_container_context_for_run(dagster_run)
+        killed_at = dagster_run.tags.get(MEMORY_TAG)
+        if not killed_at or not self._out_of_memory:
+            return context
+        wanted = float(parse_quantity(killed_at)) * self._out_of_memory["factor"]
+        amount = f"{int(min(wanted, float(parse_quantity(self._out_of_memory['limit'])))) // MIB}Mi"
+        resources = {"limits": {"memory": amount}, "requests": {"memory": amount}}
+        more = UserDefinedDagsterK8sConfig.from_dict({"container_config": {"resources": resources}})
+        return context.merge(K8sContainerContext(run_k8s_config=more))
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """Make the run's Job; an API server that does not answer is asked again for three minutes.
+
+        A Job is named for its run, so that one made by a call that seemed to fail is found and not made twice.
+        """
+        deadline = time.monotonic() + LAUNCH_SECONDS
+        while True:
+            try:
+                super().launch_run(context)
+            except Exception as error:
+                cause = _api_error(error)
+                if isinstance(cause, ApiException) and cause.status == 409:
+                    return
+                if not _may_pass(cause) or time.monotonic() > deadline:
+                    raise
+                log.warning("Launching run %s: %s; trying again", context.dagster_run.run_id, _shown(cause))
+                time.sleep(5)
+            else:
+                return
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Whether the run's pod works. What cannot be asked is not known, and no reason to fail a run."""
+        job_name, namespace = self._job_of(run)
+        try:
+            status = self._api_client.get_job_status(job_name, namespace, wait_time_between_attempts=0)
+            if status is not None and (status.active or not (status.failed or status.succeeded)):
+                return CheckRunHealthResult(WorkerStatus.RUNNING)
+            found = self._verdict(job_name, namespace) if status is not None else None
+        except Exception as error:  # refused, 403, 429, time-out: the next poll asks again
+            log.warning("Asking for the pod of run %s: %s; it counts as running", run.run_id, _shown(_api_error(error)))
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "not known: the Kubernetes API did not answer")
+        if status is None:
+            gone = f"its Job {job_name} is gone from namespace {namespace}: somebody deleted it. Launch the run again."
+            return CheckRunHealthResult(WorkerStatus.FAILED, gone)
+        if found and found.is_out_of_memory and found.memory_limit:
+            self._instance.add_run_tags(run.run_id, {MEMORY_TAG: found.memory_limit})
+        return CheckRunHealthResult(WorkerStatus.FAILED, found.text if found else "its pod ended before the run did.")
+
+    def get_run_worker_debug_info(self, run: DagsterRun, include_container_logs: bool | None = True) -> str | None:
+        """What is wrong with the run's pod and what to change, and the end of its log if asked for."""
+        job_name, namespace = self._job_of(run)
+        found = self._verdict(job_name, namespace)
+        lines = [f"Its pod: {found.text}" if found else f"Nothing is known to be wrong with the pod of Job {job_name}."]
+        for pod in self._api_client.get_pods_in_job(job_name, namespace) if include_container_logs else ():
+            started = [each for each in pod.status.container_statuses or () if not each.state.waiting]
+            if started:
+                text = self._api_client.core_api.read_namespaced_pod_log(
+                    pod.metadata.name, namespace, container=started[0].name, tail_lines=LOG_LINES
+                )
+                lines.append(f"The log of pod {pod.metadata.name} ends:\n{text}")
+        return "\n".join(lines)
+
+    def _job_of(self, run: DagsterRun) -> tuple[str, str]:
+        """Name and namespace."""
+        namespace = self.get_container_context_for_run(run).namespace or self.job_namespace
+        return get_job_name_from_run_id(run.run_id), namespace
+
+    def _verdict(self, job_name: str, namespace: str) -> Verdict | None:
+        api = self._api_client.core_api
+        pods = self._api_client.get_pods_in_job(job_name, namespace)
+        name = pods[-1].metadata.name if pods else job_name
+        events = api.list_namespaced_event(namespace, field_selector=f"involvedObject.name={name}").items
+        return verdict(pods[-1] if pods else None, events)
+
+
+def _api_error(error: BaseException) -> BaseException:
+    """The API client's own error behind what dagster-k8s made of it."""
+    if isinstance(error, DagsterK8sAPIRetryLimitExceeded | DagsterK8sUnrecoverableAPIError) and error.__cause__:
+        return error.__cause__
+    return error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """True if a later call may succeed: no answer, too many requests, a server's error, an expired token, a quota."""
+    if isinstance(error, ApiException):
+        return error.status in (0, 401, 403, 408, 429) or error.status >= 500
+    return isinstance(error, urllib3.exceptions.HTTPError | OSError)
+
+
+def _shown(error: BaseException) -> str:
+    if isinstance(error, ApiException):
+        return f"the Kubernetes API answered {error.status} {error.reason}: {str(error.body or '')[:300]}"
+    return f"the Kubernetes API did not answer: {str(error)[:300]}"

@@ -29,8 +29,8 @@ bench: $(READY)  ## speed and memory against peers, as a table and JSON
 	@$(BIN)/python -m tests.benchmarks
 
 lock:  ## resolve requirements/*.lock anew from pyproject.toml
-	@for group in dev airbyte bench; do \
-	  source=$$([ $$group = dev ] && echo "pyproject.toml --all-extras --group dev" || echo "--group pyproject.toml:$$group"); \
+	@for group in dev image airbyte bench; do \
+	  case $$group in dev) source="pyproject.toml --all-extras --group dev";; image) source="pyproject.toml --extra cluster --extra embedded -c requirements/dev.lock";; *) source="--group pyproject.toml:$$group";; esac; \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 	    --no-emit-find-links $$source -o requirements/$$group.lock; done
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \

@@ -212,6 +212,47 @@ def env(command: tuple[str, ...]) -> None:
     click.echo(f"export PATH={shlex.quote(path)}")
 
 
+# cluster
+
+
+@main.command()
+def version() -> None:
+    """Print what this installation consists of."""
+    from importlib.metadata import version as version_of
+
+    commit = _settings(database=False).commit
+    click.echo(f"millrace {version_of('millrace')}{f' (commit {commit})' if commit else ''}")
+    click.echo(f"python {sys.version.split()[0]}")
+    for name in ("dagster", "dbt-core", "dbt-duckdb", "duckdb", "duckdb-extension-ducklake"):
+        click.echo(f"{name} {version_of(name)}")
+
+
+@main.command("wait-database")
+@click.option("--tables", is_flag=True, help="Wait for the tables too, which `migrate` makes.")
+@click.option("--timeout", default=600.0, show_default=True, help="Seconds.")
+def wait_database(tables: bool, timeout: float) -> None:
+    """Wait until the database answers, and say what is missing meanwhile."""
+    from pipeline.operate.schema import wait_until_ready
+
+    wait_until_ready(_settings(), tables=tables, timeout_seconds=timeout, echo=click.echo)
+
+
+@main.command()
+def migrate() -> None:
+    """Make databases, roles and tables as far as they are missing, and bring them to this version."""
+    from pipeline.operate.schema import migrate as make_tables
+    from pipeline.operate.schema import schema_version
+
+    settings = _settings()
+    changed = make_tables(settings)
+    click.echo(f"The tables are {'now ' if changed else ''}those of {schema_version(settings)}.")
+
+
+@main.group()
+def serve() -> None:
+    """Run one service of a cluster, until it is told to stop."""
+
+
 # project
 
 

@@ -90,8 +90,18 @@ class Settings(BaseSettings):
     )
     lake_data: str = Field("", description="Folder or s3://bucket/prefix of the lake's files; empty: <state>/lake.")
     data_dir: Path | None = Field(None, description="Folder that file sources read instead of their public addresses.")
+    compute_logs: str = Field(
+        "", description="Folder or s3://bucket/prefix of what runs print; empty: <state>/logs/compute."
+    )
+    instance_dir: Path | None = Field(
+        None,
+        description="Folder of a dagster.yaml and workspace.yaml made by others; unset: <state>/dagster, made here.",
+    )
     connectors_dir: Path | None = Field(
         None, description="Environments of PyAirbyte and of the connectors; unset: <state>/connectors."
+    )
+    dbt_parsed_dir: Path | None = Field(
+        None, description="Folder of an image in which the dbt project is kept parsed; unset: <state>/dbt/target."
     )
     scratch_dir: Path | None = Field(None, description="Downloads and spill files; unset: <state>/scratch.")
     memory_limit_gib: PositiveFloat | None = Field(
@@ -108,8 +118,18 @@ class Settings(BaseSettings):
     ui_port: PositiveInt = Field(3001, description="Port of the Dagster UI.")
     code_server_port: PositiveInt = Field(4000, description="Port of the code server.")
     service_memory_gib: PositiveFloat = Field(2.0, description="Memory cap of each process of `millrace up`, GiB.")
+    commit: str = Field("", description="Commit that an image was built from.")
 
-    @field_validator("project_dir", "state_dir", "data_dir", "connectors_dir", "scratch_dir", mode="after")
+    @field_validator(
+        "project_dir",
+        "state_dir",
+        "data_dir",
+        "instance_dir",
+        "connectors_dir",
+        "dbt_parsed_dir",
+        "scratch_dir",
+        mode="after",
+    )
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  (resolve() would follow symlinks)
@@ -164,11 +184,16 @@ class Settings(BaseSettings):
     @property
     def dagster_home(self) -> Path:
         """DAGSTER_HOME: dagster.yaml and workspace.yaml."""
-        return self.state_dir / "dagster"
+        return self.instance_dir or self.state_dir / "dagster"
+
+    @property
+    def compute_log_path(self) -> str:
+        """Folder (absolute) or ``s3://`` prefix of the runs' compute logs, without a slash at its end."""
+        return f"{self.compute_logs or self.log_path / 'compute'}".rstrip("/")
 
     @property
     def log_path(self) -> Path:
-        """Folder of the services' logs and the runs' compute logs."""
+        """Folder of the services' logs, and by default of the runs' compute logs."""
         return self.state_dir / "logs"
 
     @property

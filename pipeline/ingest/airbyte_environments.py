@@ -14,15 +14,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from typing import TYPE_CHECKING
+
 from pipeline.errors import ConfigError, SourceUnavailable
-from pipeline.settings import Settings
+
+if TYPE_CHECKING:  # the image builds this environment from five files, which no change of the settings changes
+    from pipeline.settings import Settings
 
 LOCK_FILE = Path(__file__).with_name("airbyte.lock")
 INSTALL_SECONDS = 1800
 _FINISHED = ".finished"  # written last: an environment without it is the rest of a killed install
 
 
-def pyairbyte_python(settings: Settings) -> Path:
+def pyairbyte_python(settings: "Settings") -> Path:
     """The interpreter of PyAirbyte's environment.
 
     Raises:
@@ -127,3 +131,10 @@ def _run(command: list[str]) -> None:
 def lock_checksum() -> str:
     """What the environment is built from; the interpreter counts, because an environment links to it."""
     return hashlib.sha256(LOCK_FILE.read_bytes() + sys.version.encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":  # python -m pipeline.ingest.airbyte_environments FOLDER-OF-CONNECTORS
+    target = Path(sys.argv[1]) / "pyairbyte"
+    with building(target, lock_checksum(), "PyAirbyte", print) as is_needed:
+        if is_needed:
+            build_pyairbyte(target)

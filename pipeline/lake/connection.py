@@ -7,7 +7,6 @@ import importlib.util
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cache
@@ -62,8 +61,8 @@ def install_extensions(directory: Path) -> None:
         file = target / f"{name}.duckdb_extension"
         if not file.exists():
             partial = file.with_suffix(f".{os.getpid()}")
-            shutil.copyfile(extension_file(name), partial)
-            partial.rename(file)  # a reader sees the whole file or none
+            partial.symlink_to(extension_file(name))
+            partial.replace(file)
 
 
 @cache

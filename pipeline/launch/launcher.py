@@ -9,8 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import urllib3
-from dagster import DagsterRun, Field, Shape
+from dagster import DagsterRun, Field
 from dagster._core.launcher import LaunchRunContext
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster_k8s import K8sRunLauncher
@@ -19,6 +18,8 @@ from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import UserDefinedDagsterK8sConfig, get_job_name_from_run_id
 from kubernetes.client.rest import ApiException
 from kubernetes.utils.quantity import parse_quantity
+from urllib3 import Timeout
+from urllib3.exceptions import HTTPError
 
 from pipeline.launch.pods import Verdict, verdict
 
@@ -28,6 +29,7 @@ MEMORY_TAG = "millrace/out_of_memory_at"  # the limit that ended a run; its retr
 CALL_SECONDS = 10.0  # an API server that hangs must not hang the daemon
 LAUNCH_SECONDS = 180.0  # as long as a launch waits for an API server that does not answer
 LOG_LINES = 30
+NOT_KNOWN = (ApiException, DagsterK8sAPIRetryLimitExceeded, DagsterK8sUnrecoverableAPIError, HTTPError, OSError)
 MIB = 1 << 20
 
 
@@ -43,13 +45,13 @@ class RunLauncher(K8sRunLauncher):
         super().__init__(**stock)
         for api in (self._api_client.batch_api, self._api_client.core_api):
             pool = api.api_client.rest_client.pool_manager
-            pool.connection_pool_kw["timeout"] = urllib3.Timeout(connect=CALL_SECONDS, read=CALL_SECONDS)
+            pool.connection_pool_kw["timeout"] = Timeout(connect=CALL_SECONDS, read=CALL_SECONDS)
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
         """The stock launcher's settings and ours."""
         more = Field(
-            Shape({"factor": Field(float, default_value=1.5), "limit": Field(str)}),
+            {"factor": Field(float, default_value=1.5), "limit": Field(str)},
             is_required=False,
             description="Memory of a run that is tried again after it ran out of it.",
         )
@@ -76,7 +78,7 @@ class RunLauncher(K8sRunLauncher):
         while True:
             try:
                 super().launch_run(context)
-            except Exception as error:
+            except NOT_KNOWN as error:
                 cause = _api_error(error)
                 if isinstance(cause, ApiException) and cause.status == 409:
                     return
@@ -95,7 +97,7 @@ class RunLauncher(K8sRunLauncher):
             if status is not None and (status.active or not (status.failed or status.succeeded)):
                 return CheckRunHealthResult(WorkerStatus.RUNNING)
             found = self._verdict(job_name, namespace) if status is not None else None
-        except Exception as error:  # refused, 403, 429, time-out: the next poll asks again
+        except NOT_KNOWN as error:  # refused, 403, 429, time-out: the next poll asks again
             log.warning("Asking for the pod of run %s: %s; it counts as running", run.run_id, _shown(_api_error(error)))
             return CheckRunHealthResult(WorkerStatus.RUNNING, "not known: the Kubernetes API did not answer")
         if status is None:
@@ -143,7 +145,7 @@ def _may_pass(error: BaseException) -> bool:
     """True if a later call may succeed: no answer, too many requests, a server's error, an expired token, a quota."""
     if isinstance(error, ApiException):
         return error.status in (0, 401, 403, 408, 429) or error.status >= 500
-    return isinstance(error, urllib3.exceptions.HTTPError | OSError)
+    return isinstance(error, HTTPError | OSError)
 
 
 def _shown(error: BaseException) -> str:

@@ -46,7 +46,9 @@ def _taken_away(pod: "V1Pod") -> Verdict | None:
             "Evicted": "Give the run more of what it used up (ephemeral-storage or memory), or free the node.",
             "DeadlineExceeded": "The run took longer than its Job may; raise active_deadline_seconds or split the run.",
         }.get(status.reason, "The node took the pod away; the run is retried if retries are on.")
-        return Verdict(status.reason, f"its pod was {_words(status.reason)}: {status.message or 'no message'}. {change}")
+        return Verdict(
+            status.reason, f"its pod was {_words(status.reason)}: {status.message or 'no message'}. {change}"
+        )
     if disrupted and status.phase in ("Failed", "Succeeded", "Running") and pod.metadata.deletion_timestamp:
         return Verdict(
             disrupted.reason,
@@ -88,7 +90,9 @@ def _cannot_start(pod: "V1Pod") -> Verdict | None:
             if "Image" in waiting.reason
             else "Correct what the message names: a Secret, a ConfigMap or the command."
         )
-        return Verdict(waiting.reason, f"{what} ({waiting.reason}): {waiting.message or 'no message'}. {change}", is_final=False)
+        return Verdict(
+            waiting.reason, f"{what} ({waiting.reason}): {waiting.message or 'no message'}. {change}", is_final=False
+        )
     return None
 
 
@@ -119,7 +123,7 @@ def _containers(pod: "V1Pod") -> "list[V1ContainerStatus]":
 def _memory_limit(pod: "V1Pod", name: str) -> str | None:
     for container in (*(pod.spec.init_containers or ()), *pod.spec.containers):
         if container.name == name and container.resources and container.resources.limits:
-            return container.resources.limits.get("memory")
+            return str(container.resources.limits.get("memory") or "") or None
     return None
 
 

@@ -5,7 +5,7 @@ Schema migrations of Dagster and of the ledger are not here: they belong to who 
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ServiceError
 from pipeline.operate import postgres
 from pipeline.operate.postgres import postgres_bin as postgres_bin
 from pipeline.settings import Settings
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     import psycopg2.extensions
 
 DATABASES = ("dagster", "lake")
+
+# Versions before 0.1 had them in our schema.
+DAGSTERS_TABLES_TO_PUBLIC = """DO $$ DECLARE name text; BEGIN
+    IF to_regclass('millrace.runs') IS NOT NULL AND to_regclass('public.runs') IS NULL THEN
+        FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'millrace' LOOP
+            EXECUTE format('ALTER TABLE millrace.%I SET SCHEMA public', name);
+        END LOOP;
+    END IF;
+END $$"""
 
 
 @contextmanager
@@ -94,40 +103,76 @@ def connect(settings: Settings, database: str = "dagster") -> "psycopg2.extensio
 
 
 def prepare(admin_url: str) -> None:
-    """Make the two databases and the three roles on the server of *admin_url*. Running it again changes nothing.
+    """Make the two databases and the roles on the server of *admin_url*, as far as they are missing.
 
-    Passwords, where wanted, come from ``MILLRACE_<ROLE>_PASSWORD``; the embedded server trusts its own socket.
+    Their owner is the role of *admin_url*, or `millrace` where that is the embedded server's administrator. Passwords,
+    where wanted, come from ``MILLRACE_<ROLE>_PASSWORD``; the embedded server trusts its own socket.
+
+    Raises:
+        ServiceError: if the server does not answer or refuses a statement, which an administrator has to run then.
     """
-    import psycopg2
+    import psycopg2.extensions
+
+    parts = psycopg2.extensions.parse_dsn(admin_url)
+    owner = "millrace" if parts["user"] == "postgres" else parts["user"]
+    with _administrator(parts) as execute:
+        for role in sorted({owner, "lake_reader", "exporter"}):
+            if not execute("SELECT 1 FROM pg_roles WHERE rolname = %s", role):
+                execute("CREATE ROLE {} LOGIN", names=[role])
+            password = os.environ.get(f"MILLRACE_{role.upper()}_PASSWORD")
+            if password and role != parts["user"]:
+                execute("ALTER ROLE {} PASSWORD %s", password, names=[role])
+        for database in DATABASES:
+            if not execute("SELECT 1 FROM pg_database WHERE datname = %s", database):
+                execute("CREATE DATABASE {} OWNER {}", names=[database, owner])
+    for database, reader in (("lake", "lake_reader"), ("dagster", "exporter")):
+        with _administrator(parts | {"dbname": database}) as execute:
+            if not execute("SELECT 1 WHERE has_schema_privilege(%s, 'public', 'CREATE')", owner):
+                execute("ALTER SCHEMA public OWNER TO {}", names=[owner])
+            if database == "dagster":
+                # By default a role's tables go to the schema of its own name first: Dagster's would be among ours.
+                execute("ALTER DATABASE dagster SET search_path TO public")
+                execute("CREATE SCHEMA IF NOT EXISTS millrace AUTHORIZATION {}", names=[owner])
+                execute(DAGSTERS_TABLES_TO_PUBLIC)
+            if execute("SELECT 1 WHERE has_database_privilege(%s, %s, 'CONNECT')", "public", database):
+                execute("REVOKE ALL ON DATABASE {} FROM PUBLIC", names=[database])
+            execute("GRANT CONNECT ON DATABASE {} TO {}", names=[database, reader])
+            execute("GRANT USAGE ON SCHEMA public TO {}", names=[reader])
+            execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}", names=[reader])
+            execute(
+                "ALTER DEFAULT PRIVILEGES FOR ROLE {} IN SCHEMA public GRANT SELECT ON TABLES TO {}",
+                names=[owner, reader],
+            )
+
+
+@contextmanager
+def _administrator(parts: dict[str, str]) -> Iterator[Callable[..., list[Any]]]:
+    """A function that runs a statement with values and ``{}`` names, and says what was refused."""
+    import psycopg2.extensions
     from psycopg2 import sql
 
-    with closing(psycopg2.connect(admin_url)) as connection:
+    try:
+        connection = psycopg2.connect(psycopg2.extensions.make_dsn(**{"connect_timeout": "10", **parts}))
+    except psycopg2.OperationalError as error:
+        raise ServiceError(f"Connecting to the database server: {str(error).strip()}") from error
+    with closing(connection), connection.cursor() as cursor:
         connection.autocommit = True  # CREATE DATABASE cannot run in a transaction
-        with connection.cursor() as cursor:
-            for role in ("millrace", "lake_reader", "exporter"):
-                cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role])
-                if not cursor.fetchone():
-                    cursor.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
-                password = os.environ.get(f"MILLRACE_{role.upper()}_PASSWORD")
-                if password:
-                    cursor.execute(sql.SQL("ALTER ROLE {} PASSWORD %s").format(sql.Identifier(role)), [password])
-            for database in DATABASES:
-                cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database])
-                if not cursor.fetchone():
-                    cursor.execute(sql.SQL("CREATE DATABASE {} OWNER millrace").format(sql.Identifier(database)))
-                name = sql.Identifier(database)
-                cursor.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
-            cursor.execute("GRANT CONNECT ON DATABASE lake TO lake_reader")
-            cursor.execute("GRANT CONNECT ON DATABASE dagster TO exporter")
-    for database, reader in (("lake", "lake_reader"), ("dagster", "exporter")):
-        parts = psycopg2.extensions.parse_dsn(admin_url) | {"dbname": database}
-        with closing(psycopg2.connect(**parts)) as connection, connection, connection.cursor() as cursor:
-            cursor.execute("ALTER SCHEMA public OWNER TO millrace")
-            for statement in (
-                "GRANT USAGE ON SCHEMA public TO {reader}",
-                "GRANT SELECT ON ALL TABLES IN SCHEMA public TO {reader}",
-                "ALTER DEFAULT PRIVILEGES FOR ROLE millrace IN SCHEMA public GRANT SELECT ON TABLES TO {reader}",
+
+        def execute(statement: str, *values: str, names: Sequence[str] = ()) -> list[Any]:
+            composed = sql.SQL(statement).format(*map(sql.Identifier, names))
+            try:
+                cursor.execute(composed, values or None)
+            except (
+                psycopg2.errors.DuplicateDatabase,
+                psycopg2.errors.DuplicateObject,
+                psycopg2.errors.UniqueViolation,
             ):
-                cursor.execute(sql.SQL(statement).format(reader=sql.Identifier(reader)))
-            if database == "dagster":
-                cursor.execute("CREATE SCHEMA IF NOT EXISTS millrace AUTHORIZATION millrace")
+                return []  # another process was faster
+            except psycopg2.errors.InsufficientPrivilege as error:
+                raise ServiceError(
+                    f"Preparing the database server: role {parts['user']} may not: {composed.as_string(cursor)}. "
+                    "Let an administrator run it, or give the role CREATEDB and CREATEROLE."
+                ) from error
+            return cursor.fetchall() if cursor.description else []
+
+        yield execute

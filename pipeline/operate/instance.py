@@ -1,13 +1,13 @@
 """The Dagster instance of the embedded platform: its two files, its schema, its runs that nobody works on any more."""
 
-import importlib.metadata
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.operate.database import connect, file_lock
+from pipeline.operate.database import connect
+from pipeline.operate.schema import ensure_schema
 from pipeline.settings import Settings, process_environment
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _instance(settings: Settings) -> dict[str, Any]:
         "compute_logs": {
             "module": "dagster.core.storage.local_compute_log_manager",
             "class": "LocalComputeLogManager",
-            "config": {"base_dir": str(settings.log_path / "compute")},
+            "config": {"base_dir": settings.compute_log_path},
         },
         "local_artifact_storage": {
             "module": "dagster.core.storage.root",
@@ -100,20 +100,13 @@ def _instance(settings: Settings) -> dict[str, Any]:
 
 
 def ensure_instance(settings: Settings) -> None:
-    """Write the instance's files and make or migrate Dagster's tables, once however many processes ask.
+    """Write the instance's files unless somebody else did, and bring the tables to this version.
 
-    The Dagster version that the tables are made for stands in the database, as a comment of their schema: asking
-    costs one connection and does not import dagster. *settings* must have a database that answers.
+    *settings* must have a database that answers.
     """
-    write_instance(settings)
-    if _schema_version(settings) == importlib.metadata.version("dagster"):
-        return
-    with file_lock(settings.dagster_home / "schema.lock"):
-        if _schema_version(settings) == importlib.metadata.version("dagster"):
-            return
-        with open_instance(settings) as instance:
-            instance.upgrade()
-        _schema_version(settings, write=importlib.metadata.version("dagster"))
+    if settings.instance_dir is None:
+        write_instance(settings)
+    ensure_schema(settings)
 
 
 @contextmanager
@@ -153,17 +146,3 @@ def fail_runs(settings: Settings, run_ids: list[str]) -> None:
                 instance.report_run_canceled(run, "The code server ended while this run was being cancelled.")
             elif run and not run.is_finished:
                 instance.report_run_failed(run, "The code server ended, and this run with it.")
-
-
-def _schema_version(settings: Settings, *, write: str | None = None) -> str | None:
-    with (
-        closing(connect(settings)) as connection,
-        connection,
-        connection.cursor() as cursor,
-    ):
-        if write:
-            cursor.execute("COMMENT ON SCHEMA public IS %s", [f"dagster {write}"])
-            return write
-        cursor.execute("SELECT obj_description('public'::regnamespace, 'pg_namespace')")
-        (comment,) = cursor.fetchone() or (None,)
-    return str(comment).removeprefix("dagster ") if comment else None

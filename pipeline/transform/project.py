@@ -36,11 +36,10 @@ def dbt_executable() -> str:
 
 
 def fingerprint(settings: Settings) -> str:
-    """A digest of what dbt's kept parse depends on: every file of the project, by content as an image's layers change
-    the times, the profile, and the values that go into it."""
+    """A digest of what the manifest depends on: every file of the project, by content as an image's layers change the
+    times, and the profile. Memory, threads and addresses are not among it: they differ between an image and its pods."""
     directory = settings.project_dir / "dbt"
-    digest = hashlib.sha256(repr(sorted(settings.project_environment().items())).encode())
-    digest.update((PROFILES_DIR / "profiles.yml").read_bytes())
+    digest = hashlib.sha256((PROFILES_DIR / "profiles.yml").read_bytes())
     for path in sorted(directory.rglob("*")):
         if path.is_file() and not _IGNORED & set(path.relative_to(directory).parts):
             digest.update(f"{path.relative_to(directory)}\0{path.stat().st_size}\0".encode())
@@ -48,30 +47,44 @@ def fingerprint(settings: Settings) -> str:
     return digest.hexdigest()
 
 
-def manifest(settings: Settings) -> dict[str, Any]:
-    """The parsed project (manifest.json), parsed again only if a file of it changed.
+def parsed(settings: Settings) -> Path:
+    """The target folder with the project as it is now parsed: the image's, else this state folder's.
+
+    It is parsed again only if a file of it changed, into the first of the two that can be written.
 
     Raises:
         ConfigError: with dbt's own message, if the project does not parse.
     """
-    target = settings.dbt_target_path
-    mark = target / "fingerprint"
     current = fingerprint(settings)
-    if not mark.exists() or mark.read_text() != current or not (target / "manifest.json").exists():
-        parse(settings)
-        mark.write_text(current)
-    content: dict[str, Any] = orjson.loads((target / "manifest.json").read_bytes())
+    folders = [folder for folder in (settings.dbt_parsed_dir, settings.dbt_target_path) if folder]
+    for folder in folders:
+        mark = folder / "fingerprint"
+        if mark.exists() and mark.read_text() == current and (folder / "manifest.json").exists():
+            return folder
+    target = next((folder for folder in folders if os.access(folder, os.W_OK)), settings.dbt_target_path)
+    parse(settings, target)
+    (target / "fingerprint").write_text(current)
+    return target
+
+
+def manifest(settings: Settings) -> dict[str, Any]:
+    """The parsed project (manifest.json).
+
+    Raises:
+        ConfigError: with dbt's own message, if the project does not parse.
+    """
+    content: dict[str, Any] = orjson.loads((parsed(settings) / "manifest.json").read_bytes())
     return content
 
 
-def parse(settings: Settings) -> None:
-    """Run ``dbt parse`` into the target folder. It connects nowhere.
+def parse(settings: Settings, target: Path) -> None:
+    """Run ``dbt parse`` into *target*. It connects nowhere.
 
     Raises:
         ConfigError: with dbt's own message.
     """
-    settings.dbt_target_path.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **settings.project_environment()}
+    target.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **settings.project_environment(), "DBT_TARGET_PATH": str(target)}
     command = [dbt_executable(), "--no-use-colors", "parse"]
     finished = subprocess.run(
         command, env=environment, cwd=settings.project_dir / "dbt", capture_output=True, text=True, timeout=PARSE_TIMEOUT_SECONDS, check=False
@@ -108,7 +121,7 @@ def invocation(settings: Settings, run_id: str) -> Iterator[dict[str, str]]:
     folder = settings.scratch_path / "dbt" / f"{run_id or 'hand'}-{os.getpid()}"
     _end_orphans(folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = settings.dbt_target_path / "partial_parse.msgpack"
+    partial = parsed(settings) / "partial_parse.msgpack"
     if partial.exists():
         (folder / "target").mkdir(exist_ok=True)
         shutil.copyfile(partial, folder / "target" / partial.name)

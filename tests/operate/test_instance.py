@@ -80,7 +80,7 @@ def test_processes_that_ask_at_once_make_the_tables_once_and_the_next_does_not_i
 def test_tables_of_an_older_dagster_are_migrated(settings: Settings) -> None:
     ensure_instance(settings)
     with closing(connect(settings)) as connection, connection, connection.cursor() as cursor:
-        cursor.execute("COMMENT ON SCHEMA public IS 'dagster 1.0.0'")
+        cursor.execute("COMMENT ON SCHEMA millrace IS 'dagster 1.0.0'")
         cursor.execute("ALTER TABLE runs DROP COLUMN backfill_id")
         cursor.execute("UPDATE alembic_version SET version_num = '284a732df317'")
 

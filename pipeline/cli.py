@@ -253,6 +253,18 @@ def serve() -> None:
     """Run one service of a cluster, until it is told to stop."""
 
 
+@serve.command()
+def daemon() -> None:
+    """Run Dagster's daemon, and beside it the reaper of run Jobs."""
+    from dagster._daemon.cli import run_command
+
+    from pipeline.launch import reaper
+
+    reaper.start()
+    workspace = _settings(database=False).dagster_home / "workspace.yaml"
+    run_command.main(["-w", str(workspace)], prog_name="dagster-daemon run")
+
+
 # project
 
 

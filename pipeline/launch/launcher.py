@@ -6,9 +6,10 @@ say why a pod died.
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import orjson
 from dagster import DagsterRun, Field
 from dagster._core.launcher import LaunchRunContext
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
@@ -21,14 +22,16 @@ from kubernetes.utils.quantity import parse_quantity
 from urllib3 import Timeout
 from urllib3.exceptions import HTTPError
 
-from pipeline.launch.pods import Verdict, verdict
+from pipeline.launch.pods import CANNOT_START, MEMORY_TAG, Verdict, verdict
 
 log = logging.getLogger(__name__)
 
-MEMORY_TAG = "millrace/out_of_memory_at"  # the limit that ended a run; its retry has its tags, and gets more
+AMOUNT_TAGS = {"millrace/memory": "memory", "millrace/cpu": "cpu"}  # of a run, or of an asset for every run of it
 CALL_SECONDS = 10.0  # an API server that hangs must not hang the daemon
+RETRY_SECONDS = 5.0
 LAUNCH_SECONDS = 180.0  # as long as a launch waits for an API server that does not answer
 LOG_LINES = 30
+PAGE = 500
 NOT_KNOWN = (ApiException, DagsterK8sAPIRetryLimitExceeded, DagsterK8sUnrecoverableAPIError, HTTPError, OSError)
 MIB = 1 << 20
 
@@ -58,14 +61,18 @@ class RunLauncher(K8sRunLauncher):
         return {**super().config_type(), "out_of_memory": more}
 
     def get_container_context_for_run(self, dagster_run: DagsterRun) -> K8sContainerContext:
-        """As for any run; with more memory, whatever its tags say, if it is the retry of one that ran out of it."""
+        """As for any run, with the CPU and memory of its tags; with more memory if it repeats one that ran out of it."""
         context = super().get_container_context_for_run(dagster_run)
+        amounts = {name: dagster_run.tags[tag] for tag, name in AMOUNT_TAGS.items() if tag in dagster_run.tags}
         killed_at = dagster_run.tags.get(MEMORY_TAG)
-        if not killed_at or not self._out_of_memory:
+        if killed_at and self._out_of_memory:
+            wanted = float(parse_quantity(killed_at)) * self._out_of_memory["factor"]
+            amounts["memory"] = f"{int(min(wanted, float(parse_quantity(self._out_of_memory['limit'])))) // MIB}Mi"
+        if not amounts:
             return context
-        wanted = float(parse_quantity(killed_at)) * self._out_of_memory["factor"]
-        amount = f"{int(min(wanted, float(parse_quantity(self._out_of_memory['limit'])))) // MIB}Mi"
-        resources = {"limits": {"memory": amount}, "requests": {"memory": amount}}
+        # No CPU limit: the imports at the start of a run would be throttled.
+        limits = {name: amount for name, amount in amounts.items() if name != "cpu"}
+        resources = {"requests": amounts, "limits": limits}
         more = UserDefinedDagsterK8sConfig.from_dict({"container_config": {"resources": resources}})
         return context.merge(K8sContainerContext(run_k8s_config=more))
 
@@ -74,20 +81,28 @@ class RunLauncher(K8sRunLauncher):
 
         A Job is named for its run, so that one made by a call that seemed to fail is found and not made twice.
         """
+        run = _with_amounts_of_assets(context)
+        if run.tags != context.dagster_run.tags:
+            self._instance.add_run_tags(run.run_id, run.tags)
         deadline = time.monotonic() + LAUNCH_SECONDS
         while True:
             try:
-                super().launch_run(context)
+                super().launch_run(LaunchRunContext(run, context.workspace))
             except NOT_KNOWN as error:
                 cause = _api_error(error)
                 if isinstance(cause, ApiException) and cause.status == 409:
                     return
                 if not _may_pass(cause) or time.monotonic() > deadline:
                     raise
-                log.warning("Launching run %s: %s; trying again", context.dagster_run.run_id, _shown(cause))
-                time.sleep(5)
+                log.warning("Launching run %s: %s; trying again", run.run_id, _shown(cause))
+                time.sleep(RETRY_SECONDS)
             else:
                 return
+
+    def _launch_k8s_job_with_args(self, job_name: str, args: Sequence[str] | None, run: DagsterRun) -> None:
+        """With our worker in the place of ``dagster api execute_run``, whose last argument is the same."""
+        assert args
+        super()._launch_k8s_job_with_args(job_name, ["python", "-m", "pipeline.launch.worker", args[-1]], run)
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Whether the run's pod works. What cannot be asked is not known, and no reason to fail a run."""
@@ -105,7 +120,8 @@ class RunLauncher(K8sRunLauncher):
             return CheckRunHealthResult(WorkerStatus.FAILED, gone)
         if found and found.is_out_of_memory and found.memory_limit:
             self._instance.add_run_tags(run.run_id, {MEMORY_TAG: found.memory_limit})
-        return CheckRunHealthResult(WorkerStatus.FAILED, found.text if found else "its pod ended before the run did.")
+        # Dagster puts what `get_run_worker_debug_info` says under this.
+        return CheckRunHealthResult(WorkerStatus.FAILED, found.reason if found else "the pod ended before the run did")
 
     def get_run_worker_debug_info(self, run: DagsterRun, include_container_logs: bool | None = True) -> str | None:
         """What is wrong with the run's pod and what to change, and the end of its log if asked for."""
@@ -121,6 +137,43 @@ class RunLauncher(K8sRunLauncher):
                 lines.append(f"The log of pod {pod.metadata.name} ends:\n{text}")
         return "\n".join(lines)
 
+    # For the reaper
+
+    def run_jobs(self) -> Iterator[dict[str, Any]]:
+        """The Jobs of this instance's runs as the API server's JSON, page by page; model objects would cost seconds."""
+        labels = {"app.kubernetes.io/component": "run_worker", **self._labels}
+        selector, token = ",".join(f"{name}={value}" for name, value in labels.items()), None
+        while True:
+            answer = self._api_client.batch_api.list_namespaced_job(
+                self.job_namespace, label_selector=selector, limit=PAGE, _continue=token, _preload_content=False
+            )
+            page = orjson.loads(answer.data)
+            yield from page["items"]
+            token = page["metadata"].get("continue")
+            if not token:
+                return
+
+    def delete_job(self, name: str) -> bool:
+        """Delete a Job and its pods; False if it is gone already."""
+        try:
+            self._api_client.batch_api.delete_namespaced_job(
+                name, self.job_namespace, propagation_policy="Background", _preload_content=False
+            )
+        except ApiException as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
+    def why_it_cannot_start(self, run: DagsterRun) -> str:
+        """What keeps the pod of *run* from ever starting; empty while it may come right, as when it waits for a node."""
+        found = self._verdict(*self._job_of(run))
+        if not found or not (found.is_final or found.reason in CANNOT_START):
+            return ""
+        if found.is_out_of_memory and found.memory_limit:
+            self._instance.add_run_tags(run.run_id, {MEMORY_TAG: found.memory_limit})
+        return found.text
+
     def _job_of(self, run: DagsterRun) -> tuple[str, str]:
         """Name and namespace."""
         namespace = self.get_container_context_for_run(run).namespace or self.job_namespace
@@ -132,6 +185,23 @@ class RunLauncher(K8sRunLauncher):
         name = pods[-1].metadata.name if pods else job_name
         events = api.list_namespaced_event(namespace, field_selector=f"involvedObject.name={name}").items
         return verdict(pods[-1] if pods else None, events)
+
+
+def _with_amounts_of_assets(context: LaunchRunContext) -> DagsterRun:
+    """The run with the largest CPU and memory that one of its assets asks for, unless its own tags say it."""
+    run, origin = context.dagster_run, context.dagster_run.remote_job_origin
+    asked = {tag: run.tags[tag] for tag in AMOUNT_TAGS if tag in run.tags}
+    if len(asked) == len(AMOUNT_TAGS) or not run.asset_selection or not origin or not context.workspace:
+        return run
+    location = context.workspace.get_code_location(origin.repository_origin.code_location_origin.location_name)
+    graph = location.get_repository(origin.repository_origin.repository_name).asset_graph
+    for tag in AMOUNT_TAGS.keys() - asked.keys():
+        amounts = [
+            graph.get(key).tags[tag] for key in run.asset_selection if graph.has(key) and tag in graph.get(key).tags
+        ]
+        if amounts:
+            asked[tag] = max(amounts, key=parse_quantity)
+    return run.with_tags({**run.tags, **asked})
 
 
 def _api_error(error: BaseException) -> BaseException:

@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from kubernetes.client import CoreV1Event, V1ContainerStatus, V1Pod
 
 OUT_OF_MEMORY = "OOMKilled"
+MEMORY_TAG = "millrace/out_of_memory_at"  # the limit that ended a run; its retry has its tags, and gets more
+MORE_MEMORY = (
+    "Give the run more by the tag millrace/memory, or the asset by `limits` in millrace.yaml, or load less in one run."
+)
 CANNOT_START = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError",
                 "CreateContainerError", "RunContainerError", "StartError")  # fmt: skip
 
@@ -65,12 +69,11 @@ def _terminated(pod: "V1Pod") -> Verdict | None:
             continue
         if ended.reason == OUT_OF_MEMORY:
             limit = _memory_limit(pod, container.name)
+            seen = f" ({ended.message.strip()} shortly before)" if ended.message else ""
             return Verdict(
                 OUT_OF_MEMORY,
                 f"it ran out of memory: the kernel killed container {container.name} at its limit of "
-                f"{limit or 'what the node has'}. Give the run "
-                'more (tag dagster-k8s/config: {"container_config": {"resources": {"limits": {"memory": …}}}}, or limits in '
-                "millrace.yaml), or load fewer partitions in one run.",
+                f"{limit or 'what the node has'}{seen}. {MORE_MEMORY}",
                 memory_limit=limit,
             )
         how = f"signal {ended.signal}" if ended.signal else f"exit code {ended.exit_code}"

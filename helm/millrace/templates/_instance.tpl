@@ -156,6 +156,10 @@ PGSSLROOTCERT: /etc/millrace/database-ca/ca.crt
 {{- end }}
 PYTHONUNBUFFERED: "1"
 MILLRACE_STATE_DIR: /var/lib/millrace
+MILLRACE_INSTANCE_DIR: /opt/millrace/dagster
+{{- if ne .Values.computeLogs.type "none" }}
+MILLRACE_COMPUTE_LOGS: {{ eq .Values.computeLogs.type "s3" | ternary .Values.computeLogs.url "/var/lib/millrace-logs" }}
+{{- end }}
 {{- with .Values.projectDir }}
 MILLRACE_PROJECT_DIR: {{ . }}
 {{- end }}

@@ -62,7 +62,7 @@ volumes: {{- include "millrace.volumes" . | nindent 2 }}
 initContainers:
   # Says what it waits for, so that a database that cannot be reached is a line in this container's log.
   - name: wait-database
-    command: [millrace, wait-database]
+    command: [millrace, wait-database{{ if ne .component "migration" }}, --tables{{ end }}]
     {{- include "millrace.container" . | nindent 4 }}
     resources:
       requests: { cpu: 20m, memory: 64Mi }

@@ -1,0 +1,108 @@
+"""What Dagster leaves undone in a cluster: Jobs whose run is over, and runs whose pod will never start.
+
+One pass looks at the run Jobs of one release, so its cost is that of the runs under way and of the last hour, not of
+history. A pass that fails is a line in the log; the next one does its work.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster._core.storage.dagster_run import RunRecord
+
+from pipeline.launch.launcher import NOT_KNOWN, RunLauncher
+
+log = logging.getLogger(__name__)
+
+PERIOD_SECONDS = 15.0
+OVER_SECONDS = 60.0  # a run's process may still be writing its last log when the run is over
+START_SECONDS = 75.0  # an image, a volume or a Secret that is missing may come within
+PAGE = 500
+
+
+@dataclass
+class Reaped:
+    """What one pass did: names of Jobs deleted, ids of runs failed."""
+
+    deleted: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+class Reaper:
+    """Passes over the run Jobs of one instance. Not safe for use by two threads."""
+
+    def __init__(self, instance: DagsterInstance, launcher: RunLauncher) -> None:
+        self._instance, self._launcher = instance, launcher
+        self._without_job: set[str] = set()  # starting runs that had none at the last pass
+
+    def run_pass(self, now: float) -> Reaped:
+        """Delete, fail, return. *now* is Unix time.
+
+        Raises:
+            ApiException, urllib3's HTTPError: if the API server does not answer; the next pass does it all.
+        """
+        reaped = Reaped()
+        jobs = {job["metadata"]["labels"].get("dagster/run-id", ""): job for job in self._launcher.run_jobs()}
+        records = {record.dagster_run.run_id: record for record in self._records(list(jobs))}
+        for run_id, job in jobs.items():
+            record = records.get(run_id)
+            if _is_active(job) and _is_over(record, now) and self._launcher.delete_job(job["metadata"]["name"]):
+                log.info("Deleted Job %s: its run is over", job["metadata"]["name"])
+                reaped.deleted.append(job["metadata"]["name"])
+        starting = self._instance.get_run_records(RunsFilter(statuses=[DagsterRunStatus.STARTING]))
+        without_job = {record.dagster_run.run_id for record in starting} - jobs.keys()
+        for record in starting:
+            if now - record.update_timestamp.timestamp() < START_SECONDS:
+                continue
+            run = record.dagster_run
+            if run.run_id in without_job & self._without_job:
+                why = "Its Job is gone: somebody deleted it. Launch the run again."
+            else:
+                why = self._launcher.why_it_cannot_start(run)
+            if why:
+                self._instance.report_run_failed(run, f"The run's pod did not start. {why}")
+                reaped.failed.append(run.run_id)
+        self._without_job = without_job
+        return reaped
+
+    def _records(self, run_ids: list[str]) -> Iterator[RunRecord]:
+        for start in range(0, len(run_ids), PAGE):
+            yield from self._instance.get_run_records(RunsFilter(run_ids=run_ids[start : start + PAGE]))
+
+
+def start(period_seconds: float = PERIOD_SECONDS) -> threading.Thread:
+    """Make passes for ever in a thread that ends with this process, on the instance of DAGSTER_HOME."""
+    thread = threading.Thread(target=_run, args=[period_seconds], name="reaper", daemon=True)
+    thread.start()
+    return thread
+
+
+def _run(period_seconds: float) -> None:
+    with DagsterInstance.get() as instance:
+        launcher = instance.run_launcher
+        assert isinstance(launcher, RunLauncher)
+        reaper = Reaper(instance, launcher)
+        while True:
+            try:
+                reaper.run_pass(time.time())
+            except NOT_KNOWN as error:
+                log.warning("The API server does not answer: %s", str(error)[:300])
+            except Exception:  # a database that is away, above all; a dead reaper would not be noticed
+                log.exception("A pass of the reaper failed; the next one does its work")
+            time.sleep(period_seconds)
+
+
+def _is_active(job: Mapping[str, Any]) -> bool:
+    conditions = job.get("status", {}).get("conditions") or ()
+    return not any(each["type"] in ("Complete", "Failed") and each["status"] == "True" for each in conditions)
+
+
+def _is_over(record: RunRecord | None, now: float) -> bool:
+    """True too for a run that is not in the database: it was deleted, or a backup from before it was restored."""
+    return record is None or (
+        record.dagster_run.is_finished and now - record.update_timestamp.timestamp() > OVER_SECONDS
+    )

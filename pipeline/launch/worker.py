@@ -1,0 +1,74 @@
+"""What a run pod runs: Dagster's own execution, watched from within for want of memory.
+
+``python -m pipeline.launch.worker ARGS`` where ARGS are those of ``dagster api execute_run``. The kernel may kill a child
+(dbt, a connector) and leave this process: then the run fails as any run with a failed step, which is not retried.
+So the worker says what happened, and lets this failure be retried.
+"""
+
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance
+from dagster._cli.api import _execute_run_command_body
+from dagster._cli.utils import get_instance_for_cli
+from dagster._core.storage.tags import RETRY_ON_ASSET_OR_OP_FAILURE_TAG
+from dagster._grpc.types import ExecuteRunArgs
+from dagster._serdes import deserialize_value
+from dagster._utils.interrupts import capture_interrupts
+
+from pipeline.launch.cgroup import Memory, read_memory
+from pipeline.launch.pods import MEMORY_TAG, MORE_MEMORY
+
+LAST_WORDS = Path("/dev/termination-log")  # the kubelet shows its content as the message of a container that ended
+LAST_WORDS_SECONDS = 2.0
+
+
+def execute(run_id: str, instance: DagsterInstance, *, exit_code_on_failure: bool) -> int:
+    """Execute the run in this process; returns the exit code of the pod."""
+    run = instance.get_run_by_id(run_id)
+    if run and MEMORY_TAG in run.tags:  # inherited from the run that this one repeats, as is the permission
+        instance.add_run_tags(run_id, {RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "false"})
+    before = read_memory()
+
+    def on_event(event: DagsterEvent) -> None:
+        """Called between a step's failure and the run's: what is tagged now counts for the decision on a retry."""
+        if event.event_type == DagsterEventType.STEP_FAILURE and read_memory().kills > before.kills:
+            _report_out_of_memory(instance, run_id, read_memory())
+
+    return _execute_run_command_body(run_id, instance, on_event, exit_code_on_failure)
+
+
+def _report_out_of_memory(instance: DagsterInstance, run_id: str, memory: Memory) -> None:
+    run = instance.get_run_by_id(run_id)
+    assert run
+    message = f"It ran out of memory: the kernel killed one of the run's child processes; {memory}. {MORE_MEMORY}"
+    instance.report_engine_event(message, run)
+    limit = {MEMORY_TAG: str(memory.limit)} if memory.limit else {}
+    instance.add_run_tags(run_id, {RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "true", **limit})
+
+
+def _keep_last_words() -> None:
+    """Leave the peak where it can be read after this process was killed, which it will not hear of."""
+    while True:
+        with suppress(OSError):
+            LAST_WORDS.write_text(str(read_memory()))
+        time.sleep(LAST_WORDS_SECONDS)
+
+
+def main(arguments: str) -> int:
+    """Execute the run that *arguments* (JSON) name."""
+    if LAST_WORDS.exists():
+        threading.Thread(target=_keep_last_words, daemon=True).start()
+    with capture_interrupts():
+        args = deserialize_value(arguments, ExecuteRunArgs)
+        with get_instance_for_cli(instance_ref=args.instance_ref) as instance:
+            # One session instead of one a query: a run of two assets would open 55.
+            instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=20)
+            return execute(args.run_id, instance, exit_code_on_failure=bool(args.set_exit_code_on_failure))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -32,8 +32,8 @@ class _Refused(Exception):
     """The request is wrong; the text is the API's reason."""
 
 
-def serve(data: Path, port: int = 0) -> ThreadingHTTPServer:
-    """A server bound to *port* (0: a free one) of this machine; call its ``serve_forever``.
+def serve(data: Path, port: int = 0, host: str = "127.0.0.1") -> ThreadingHTTPServer:
+    """A server bound to *port* (0: a free one) of *host*; call its ``serve_forever``.
 
     Raises:
         ConfigError: if *data* holds no generated weather, or the port is taken.
@@ -66,7 +66,7 @@ def serve(data: Path, port: int = 0) -> ThreadingHTTPServer:
             """Quiet: its output is the address and nothing else."""
 
     try:
-        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        return ThreadingHTTPServer((host, port), Handler)
     except OSError as error:
         raise ConfigError(
             f"Serving the weather: port {port} cannot be used ({error.strerror}). Choose another."
@@ -143,14 +143,15 @@ def main() -> None:
     """Print the server's address on one line, then serve."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of generated data")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for other machines too")
     parser.add_argument("--port", type=int, default=0, help="0: a free one")
     arguments = parser.parse_args()
     try:
-        server = serve(arguments.data, arguments.port)
+        server = serve(arguments.data, arguments.port, host=arguments.host)
     except ConfigError as error:
         parser.exit(1, f"{error}\n")
     with server:
-        sys.stdout.write(f"http://127.0.0.1:{server.server_address[1]}\n")
+        sys.stdout.write(f"http://{arguments.host}:{server.server_address[1]}\n")
         sys.stdout.flush()
         server.serve_forever()
 

@@ -15,7 +15,7 @@ dev: $(READY)  ## the same project with code server, daemon and UI on http://loc
 	@$(BIN)/python -m pipeline.projects.nyc.demo up
 
 test: $(READY)  ## all tests but the benchmarks
-	@$(BIN)/python -m pytest --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=85 -m 'not benchmark'
+	@$(BIN)/python -m pytest --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=85 -m 'not benchmark and not cluster'
 
 check: $(READY)  ## lint, types, import rules, dbt parse, Dagster definitions
 	$(BIN)/ruff check .

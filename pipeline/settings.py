@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipeline.cgroup import memory_limit
 from pipeline.errors import ConfigError
 
 BUNDLED_PROJECT = Path(__file__).parent / "projects" / "nyc"
@@ -201,7 +202,7 @@ class Settings(BaseSettings):
         """DuckDB's memory limit. A process needs about twice as much in all, hence half of the cgroup's limit."""
         if self.memory_limit_gib is not None:
             return int(self.memory_limit_gib * GIB)
-        limit = cgroup_memory_limit()
+        limit = memory_limit()
         if limit is not None:
             return limit // 2
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -312,15 +313,3 @@ def process_environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def cgroup_memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes this container may use (cgroup v2, else v1); None where there is no limit."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            text = (root / name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < 1 << 60:  # v1 writes "no limit" as a huge number
-            return int(text)
-    return None

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from pipeline.cgroup import read_memory
 from pipeline.errors import MillraceError
 from pipeline.ingest.raw import LoadResult, columns_of
 from pipeline.ingest.spec import AirbyteSource, FileSource, FileStream, SourceFile, Stream, table_name
@@ -37,11 +38,15 @@ def build_assets(
 
 @contextmanager
 def retried_by_class() -> Iterator[None]:
-    """A transient error is left to the retry policy; any other of ours must not be tried again."""
+    """A transient error is left to the retry policy; any other of ours must not be tried again.
+
+    Nor one beside which the kernel killed a process for want of memory: that needs a run with more of it.
+    """
+    kills = read_memory().kills
     try:
         yield
     except MillraceError as error:
-        if error.is_transient:
+        if error.is_transient and read_memory().kills == kills:
             raise
         raise dg.Failure(str(error), allow_retries=False) from error
 

@@ -50,13 +50,11 @@ def _taken_away(pod: "V1Pod") -> Verdict | None:
             "Evicted": "Give the run more of what it used up (ephemeral-storage or memory), or free the node.",
             "DeadlineExceeded": "The run took longer than its Job may; raise active_deadline_seconds or split the run.",
         }.get(status.reason, "The node took the pod away; the run is retried if retries are on.")
-        return Verdict(
-            status.reason, f"its pod was {_words(status.reason)}: {status.message or 'no message'}. {change}"
-        )
+        return Verdict(status.reason, f"its pod was {_words(status.reason)}: {_sentence(status.message)} {change}")
     if disrupted and status.phase in ("Failed", "Succeeded", "Running") and pod.metadata.deletion_timestamp:
         return Verdict(
             disrupted.reason,
-            f"its pod was taken away ({_words(disrupted.reason)}): {disrupted.message or 'no message'}. "
+            f"its pod was taken away ({_words(disrupted.reason)}): {_sentence(disrupted.message)} "
             "The run is retried if retries are on; a drained node or a pod of higher priority needs no change.",
         )
     return None
@@ -94,7 +92,7 @@ def _cannot_start(pod: "V1Pod") -> Verdict | None:
             else "Correct what the message names: a Secret, a ConfigMap or the command."
         )
         return Verdict(
-            waiting.reason, f"{what} ({waiting.reason}): {waiting.message or 'no message'}. {change}", is_final=False
+            waiting.reason, f"{what} ({waiting.reason}): {_sentence(waiting.message)} {change}", is_final=False
         )
     return None
 
@@ -104,7 +102,7 @@ def _unschedulable(pod: "V1Pod") -> Verdict | None:
         if condition.type == "PodScheduled" and condition.status == "False":
             return Verdict(
                 condition.reason or "Unschedulable",
-                f"no node takes its pod: {condition.message or 'no message'} It asks for {_requests(pod)}. Ask for less, "
+                f"no node takes its pod: {_sentence(condition.message)} It asks for {_requests(pod)}. Ask for less, "
                 "add a node, or correct node selector and tolerations.",
                 is_final=False,
             )
@@ -133,6 +131,10 @@ def _memory_limit(pod: "V1Pod", name: str) -> str | None:
 def _requests(pod: "V1Pod") -> str:
     asked = (pod.spec.containers[0].resources and pod.spec.containers[0].resources.requests) or {}
     return ", ".join(f"{amount} {resource}" for resource, amount in sorted(asked.items())) or "nothing in particular"
+
+
+def _sentence(message: str | None) -> str:
+    return f"{(message or 'no message').strip().rstrip('.')}."
 
 
 def _words(reason: str) -> str:

@@ -19,7 +19,7 @@ from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import deserialize_value
 from dagster._utils.interrupts import capture_interrupts
 
-from pipeline.launch.cgroup import Memory, read_memory
+from pipeline.cgroup import Memory, read_memory
 from pipeline.launch.pods import MEMORY_TAG, MORE_MEMORY
 
 LAST_WORDS = Path("/dev/termination-log")  # the kubelet shows its content as the message of a container that ended

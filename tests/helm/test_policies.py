@@ -244,7 +244,7 @@ def test_who_works_on_the_lake_finds_it(scenario: str, data: str):
     assert rendered.named("ConfigMap", "millrace-environment")["data"]["MILLRACE_LAKE_DATA"] == data
     if data.startswith("/"):
         assert {name.split("/")[1].split("-run-")[0] for name in on_volume} == {
-            "millrace-code-millrace", "millrace-migration-1", "millrace-retention", "millrace-backup", "dagster",
+            "millrace-code-millrace", "millrace-migration-1", "millrace-backup", "dagster",
         }  # fmt: skip
     else:
         assert on_volume == set()
@@ -281,7 +281,6 @@ def test_network_flows_are_exactly_these():
         "webserver-read-only": (["ingress-nginx:3001", "test:3001"], ["code:4000", DNS, pool, DATABASE]),
         "run-worker": ([], [DNS, pool, DATABASE, "public:443,80"]),
         "migration": ([], [DNS, pool, DATABASE]),
-        "retention": ([], [DNS, pool, DATABASE]),
         "backup": ([], [DNS, pool, DATABASE]),
         "pgbouncer": (["release:6432"], [DNS, pool, DATABASE]),
         "postgresql": (["release:5432"], [DNS]),

@@ -15,10 +15,11 @@ import pytest
 import stamina
 from pydantic import SecretStr
 
+from pipeline.cgroup import memory_limit
 from pipeline.errors import LakeConflict, LakeError, LakeRejected, LakeUnavailable
 from pipeline.lake.connection import Lake, extension_file, install_extensions
 from pipeline.operate.database import stop_embedded, with_database
-from pipeline.settings import Settings, cgroup_memory_limit
+from pipeline.settings import Settings
 
 
 @contextmanager
@@ -333,7 +334,7 @@ def test_the_memory_limit_of_the_container_is_read(tmp_path: Path, file: str, co
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(content)
 
-    assert cgroup_memory_limit(tmp_path) == limit
+    assert memory_limit(tmp_path) == limit
 
 
 def test_no_row_stays_in_the_catalogue_whoever_writes_it(settings: Settings, lake: Lake) -> None:

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.settings import cgroup_memory_limit
-
 ROOT = Path("/sys/fs/cgroup")
 MIB = 1 << 20
 
@@ -25,10 +23,22 @@ class Memory:
 def read_memory(root: Path = ROOT) -> Memory:
     """The figures of the container that this process runs in."""
     return Memory(
-        limit=cgroup_memory_limit(root),
+        limit=memory_limit(root),
         peak=_number(root / "memory.peak") or _number(root / "memory/memory.max_usage_in_bytes"),
         kills=_field(root / "memory.events", "oom_kill") or _field(root / "memory/memory.oom_control", "oom_kill") or 0,
     )
+
+
+def memory_limit(root: Path = ROOT) -> int | None:
+    """Bytes this container may use (cgroup v2, else v1); None where there is no limit."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            text = (root / name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text) < 1 << 60:  # v1 writes "no limit" as a huge number
+            return int(text)
+    return None
 
 
 def _number(file: Path) -> int | None:

@@ -1,0 +1,83 @@
+"""One release for all tests of this folder, with the bundled project on generated data and the trials beside it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.lake.catalogue import tables
+from pipeline.lake.connection import Lake
+from pipeline.operate.database import with_database
+from pipeline.projects.nyc.demo import example_data
+from pipeline.settings import Settings
+from tests.cluster.release import CHART, Release, kubectl, until
+
+HERE = Path(__file__).parent
+MILLRACE = str(Path(sys.executable).with_name("millrace"))
+VALUES = ["--values", str(CHART / "example.yaml"), "--values", str(HERE / "trials.yaml")]
+MONTHS = "for m in $(seq 0 23); do f=$(date -d \"2023-01-01 +$m months\" +%Y-%m); printf 'id,month\\n1,%s\\n2,%s\\n' $f $f > /srv/example/data/months/$f.csv; done"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a cluster nothing here runs; `.ci/run` asks for all of it."""
+    missing = [name for name in ("KUBECONFIG", "MILLRACE_TEST_IMAGE") if not os.environ.get(name)]
+    missing += [tool for tool in ("kubectl", "helm") if not shutil.which(tool)]
+    if missing and os.environ.get("MILLRACE_REQUIRE_TOOLS"):
+        pytest.exit(f"The cluster tests need {', '.join(missing)}.", returncode=2)
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.cluster)
+            if missing:
+                item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))
+
+
+def trials_release(namespace: str, *values: str) -> Release:
+    """A release with everything that the tests launch, installed by one command once its ConfigMap is there."""
+    release = Release(namespace, values=[*VALUES, *values])
+    kubectl("create", "namespace", namespace)
+    kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    files = [
+        f"--from-file={file}"
+        for file in sorted((HERE / "trials").rglob("*"))
+        if file.is_file() and "__pycache__" not in str(file)
+    ]
+    kubectl("-n", namespace, "create", "configmap", "trials", *files)
+    release.helm("install")
+    kubectl("-n", namespace, "exec", "deploy/example", "--", "sh", "-c", f"mkdir -p /srv/example/data/months; {MONTHS}")
+    return release
+
+
+@pytest.fixture(scope="session")
+def release() -> Iterator[Release]:
+    """The release that most tests share. MILLRACE_TEST_KEEP leaves it for the next session, which then uses it."""
+    name = "millrace-cluster-tests"
+    if os.environ.get("MILLRACE_TEST_KEEP") and f"namespace/{name}" in kubectl("get", "namespace", "-o", "name"):
+        yield Release(name, values=VALUES)
+        return
+    gone = lambda: f"namespace/{name}" not in kubectl("get", "namespace", "-o", "name")  # noqa: E731
+    if not gone():  # of an interrupted run
+        Release(name).remove()
+        until(gone, seconds=120, what=f"namespace {name} gone")
+    made = trials_release(name)
+    yield made
+    if not os.environ.get("MILLRACE_TEST_KEEP"):
+        made.remove()
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Rows of every table that `make demo` leaves: the same project on the same data, without a cluster."""
+    state = tmp_path_factory.mktemp("embedded")
+    environment = {**os.environ, "MILLRACE_STATE_DIR": str(state)}
+    with example_data(Settings(state_dir=state)) as variables:
+        for command in (["sources", "install"], ["run"]):
+            subprocess.run([MILLRACE, *command], env={**environment, **variables}, check=True, capture_output=True)
+    try:
+        with Lake.open(with_database(Settings(state_dir=state)), read_only=True) as lake:
+            return {table.name: lake.scalar(f"SELECT count(*) FROM {table.name}") for table in tables(lake)}
+    finally:
+        subprocess.run([MILLRACE, "down"], env=environment, check=True)

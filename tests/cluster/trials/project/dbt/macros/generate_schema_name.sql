@@ -1,0 +1,4 @@
+{# Schemas are called staging and marts, not <target>_staging. #}
+{% macro generate_schema_name(custom_schema_name, node) -%}
+    {{ custom_schema_name or target.schema }}
+{%- endmacro %}

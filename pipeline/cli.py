@@ -278,16 +278,15 @@ def backup(target: str, keep: int, files: bool) -> None:
 @click.option("--at", "target", required=True, help="Folder or s3://bucket/prefix.")
 def backups(target: str) -> None:
     """List the backups that are there."""
-    from pipeline.operate.backup import load, names, open_target
+    from pipeline.operate.backup_manifest import listing
 
-    store = open_target(target, _settings(database=False))
-    found = [(name, load(store, name)) for name in names(store)]
     _print_table(
         ["name", "finished", "dumps, bytes", "snapshot", "data files", "their bytes", "copied", "millrace"],
         [
             [name, f"{item.finished_at:%Y-%m-%d %H:%M:%S}", item.dump_bytes, item.snapshot_id, item.data_files,
              item.data_bytes, item.has_files, item.millrace]
-            for name, item in found
+            if item else [name, "damaged: see `millrace verify`", *[None] * 6]
+            for name, item in listing(_settings(database=False), target)
         ],
         vertical=False,
     )  # fmt: skip

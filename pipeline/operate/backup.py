@@ -1,29 +1,34 @@
-"""Backups: both databases as dumps, in a folder or a bucket; and what of the lake must stay because of them.
+"""Making backups: both databases as dumps, in a folder or a bucket; and what of the lake must stay because of them.
 
-A backup is a folder ``<target>/<UTC time>/`` with ``dagster.dump``, ``lake.dump`` and, written last, ``backup.json``:
-without it there is no backup but what a killed process left, and the next call removes it. Data files are copied
-on request only, into ``<target>/files/``, which all backups share. A target belongs to one installation.
-
-Reading one back is `restore`, looking whether that would work `verify`.
+How a backup looks is `backup_manifest`'s business, reading one back `restore`'s, looking whether that would work
+`verify`'s. A target belongs to one installation.
 """
 
-import hashlib
 import importlib.metadata
 import logging
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import BackupError, ConfigError, MillraceError, ServiceError
 from pipeline.operate.backup_catalogue import Catalogue, read_catalogue
+from pipeline.operate.backup_manifest import (
+    DATABASES,
+    MANIFEST,
+    NAME_FORMAT,
+    Checked,
+    Manifest,
+    files_store,
+    folders,
+    load,
+    names,
+    open_target,
+)
 from pipeline.operate.backup_programs import newest_programs, programs_for
 from pipeline.operate.backup_store import Store, copy, open_store
-from pipeline.operate.database import connect
+from pipeline.operate.database import alone, connect
 from pipeline.operate.schema import schema_version
 from pipeline.settings import Settings
 
@@ -32,53 +37,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Dagster first: whatever its events say was loaded is then in the lake that is dumped after it.
-DATABASES = ("dagster", "lake")
-MANIFEST, FILES = "backup.json", "files"
-NAME = re.compile(r"\d{8}T\d{6}Z")
-NAME_FORMAT = "%Y%m%dT%H%M%SZ"
-
 # A backup keeps files from being deleted for this long at most, or one at a place that nobody looks at any more would
 # do so for ever. With copied files a backup can be restored after it too.
 PIN_AGE = timedelta(days=90)
 
 Report = Callable[[str], object]
-
-
-class Dump(BaseModel):
-    """One dump's file."""
-
-    model_config = ConfigDict(frozen=True)
-
-    bytes: int
-    sha256: str
-
-
-class Manifest(BaseModel):
-    """A ``backup.json``."""
-
-    model_config = ConfigDict(frozen=True)
-
-    format: Literal[1] = 1
-    millrace: str
-    dagster: str
-    ducklake: str
-    schema_version: str  # of the tables in the database dagster
-    server: str  # PostgreSQL's version
-    pg_dump: str  # its version
-    started_at: datetime
-    finished_at: datetime
-    dumps: dict[str, Dump]  # by database
-    lake_path: str
-    snapshot_id: int | None  # None: there was no lake yet
-    data_files: int  # to which the catalogue refers, those of deletions too
-    data_bytes: int
-    has_files: bool  # copied to the target
-
-    @property
-    def dump_bytes(self) -> int:
-        """Bytes of both dumps."""
-        return sum(dump.bytes for dump in self.dumps.values())
 
 
 @dataclass(frozen=True)
@@ -110,7 +73,10 @@ def backup(
         ServiceError: if the database does not answer.
     """
     store = open_target(target, settings)
-    with _database(settings, "Backing up") as connection, _alone(connection):
+    with _database(settings, "Backing up") as connection, alone(connection, "millrace backup") as is_alone:
+        _require_tables(connection)
+        if not is_alone:
+            raise BackupError("Backing up: another backup is being made now. Wait for it to end.")
         _tidy(connection, store, settings)
         name = _free_name(connection, store, now or datetime.now(UTC))
         # Before the dumps, so that maintenance cannot delete what they are about to refer to.
@@ -134,60 +100,6 @@ def backup(
             _remove(connection, store, other)
         _prune_files(store, settings)
     return Made(name, manifest, missing, tuple(removed))
-
-
-def open_target(target: str, settings: Settings) -> Store:
-    """The place *target*.
-
-    Raises:
-        ConfigError: if it is none, or inside the lake, where maintenance would take its files for orphans.
-    """
-    store = open_store(target, settings, private=True)
-    if f"{store.location}/".startswith(settings.lake_path):
-        raise ConfigError(
-            f"The target {store.location} is inside the lake's own path, {settings.lake_path}, where maintenance deletes "
-            "what it does not know. Choose another."
-        )
-    return store
-
-
-def names(store: Store) -> list[str]:
-    """Every backup in *store*, oldest first."""
-    return sorted(name for name in _folders(store) if f"{name}/{MANIFEST}" in store.sizes(name))
-
-
-def load(store: Store, name: str) -> Manifest:
-    """The manifest of the backup *name*.
-
-    Raises:
-        BackupError: if it is damaged or of a newer format.
-    """
-    try:
-        return Manifest.model_validate_json(b"".join(store.read(f"{name}/{MANIFEST}")))
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise BackupError(
-            f"{store.location}/{name}/{MANIFEST} cannot be read: {wrong}. It is damaged, or was made by a newer Millrace."
-        ) from None
-
-
-def chosen(store: Store, name: str | None) -> str:
-    """*name*, or the newest backup.
-
-    Raises:
-        ConfigError: if there is none; names what there is.
-    """
-    there = names(store)
-    if not there:
-        raise ConfigError(f"{store.location} holds no backup. Make one with `millrace backup --to {store.location}`.")
-    if name is not None and name not in there:
-        raise ConfigError(f"{store.location} holds no backup {name}. There are: {', '.join(there)}.")
-    return name or there[-1]
-
-
-def files_store(store: Store, settings: Settings) -> Store:
-    """Where *store* keeps copies of the lake's data files."""
-    return open_store(f"{store.location}/{FILES}", settings, private=True)
 
 
 def lake_pin(settings: Settings) -> datetime | None:
@@ -215,24 +127,6 @@ def register(
             bytes = excluded.bytes""",
         name, target, manifest.started_at, manifest.finished_at, manifest.dump_bytes + copied,
     )  # fmt: skip
-
-
-class Checked:
-    """The blocks of a dump as they pass, counted and hashed."""
-
-    def __init__(self, blocks: Iterable[bytes]) -> None:
-        self.blocks, self.bytes, self._hash = blocks, 0, hashlib.sha256()
-
-    def __iter__(self) -> Iterator[bytes]:
-        for block in self.blocks:
-            self.bytes += len(block)
-            self._hash.update(block)
-            yield block
-
-    @property
-    def dump(self) -> Dump:
-        """What has passed so far."""
-        return Dump(bytes=self.bytes, sha256=self._hash.hexdigest())
 
 
 def _dump(
@@ -295,11 +189,6 @@ def _prune_files(store: Store, settings: Settings) -> None:
     copies.delete(stored.keys() - needed)
 
 
-def _folders(store: Store) -> list[str]:
-    """The name of each backup, whole or not."""
-    return [name for name in store.folders() if NAME.fullmatch(name)]
-
-
 def _tidy(connection: "psycopg2.extensions.connection", store: Store, settings: Settings) -> None:
     """Remove what killed backups left, and make the rows of this target say what is there."""
     rows = {name for (name,) in _execute(connection, "SELECT name FROM millrace.backups WHERE target = %s AND finished_at IS NOT NULL", store.location)}  # fmt: skip
@@ -308,8 +197,9 @@ def _tidy(connection: "psycopg2.extensions.connection", store: Store, settings: 
             f"{store.location} is not there, and {len(rows)} backups were made in it, the last one {max(rows)}. Mount it; "
             "if they are gone for good, make the folder."
         )
+    store.make()
     there = set(names(store))
-    for name in set(_folders(store)) - there:
+    for name in set(folders(store)) - there:
         log.warning("Removing %s/%s, which a killed backup left.", store.location, name)
         store.delete(store.sizes(name))
     # Under the lock nobody else is making one, here or at another target.
@@ -328,22 +218,17 @@ def _remove(connection: "psycopg2.extensions.connection", store: Store, name: st
 
 
 def _free_name(connection: "psycopg2.extensions.connection", store: Store, now: datetime) -> str:
-    taken = {name for (name,) in _execute(connection, "SELECT name FROM millrace.backups")} | set(_folders(store))
+    taken = {name for (name,) in _execute(connection, "SELECT name FROM millrace.backups")} | set(folders(store))
     while (name := f"{now.astimezone(UTC):{NAME_FORMAT}}") in taken:
         now += timedelta(seconds=1)
     return name
 
 
-@contextmanager
-def _alone(connection: "psycopg2.extensions.connection") -> Iterator[None]:
-    """Hold the lock of all backups of this installation; the server frees it with the connection."""
+def _require_tables(connection: "psycopg2.extensions.connection") -> None:
     if not _execute(connection, "SELECT 1 WHERE to_regclass('millrace.backups') IS NOT NULL"):
         raise ServiceError(
             "Backing up: the tables are not made yet, or are of an older version: `millrace migrate` first."
         )
-    if _execute(connection, "SELECT pg_try_advisory_lock(hashtextextended('millrace backup', 0))") != [(True,)]:
-        raise BackupError("Backing up: another backup is being made now. Wait for it to end.")
-    yield
 
 
 @contextmanager

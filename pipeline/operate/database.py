@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import psycopg2.extensions
 
 DATABASES = ("dagster", "lake")
+LOCK_SECONDS = 1
 
 # Versions before 0.1 had them in our schema.
 DAGSTERS_TABLES_TO_PUBLIC = """DO $$ DECLARE name text; BEGIN
@@ -100,6 +101,25 @@ def connect(settings: Settings, database: str = "dagster") -> "psycopg2.extensio
     keywords: dict[str, Any] = {"connect_timeout": "10", **settings.libpq(database)}
     connection: psycopg2.extensions.connection = psycopg2.connect(**keywords)
     return connection
+
+
+@contextmanager
+def alone(connection: "psycopg2.extensions.connection", name: str) -> Iterator[bool]:
+    """Hold the lock *name* of this connection's database; yields False if another session has it.
+
+    The server frees it with the connection, however this process ends, but a moment after, hence the wait.
+    """
+    import psycopg2.errors
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT set_config('lock_timeout', %s, false)", [f"{LOCK_SECONDS}s"])
+        try:
+            cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
+        except psycopg2.errors.LockNotAvailable:
+            yield False
+            return
+        cursor.execute("RESET lock_timeout")
+    yield True
 
 
 def prepare(admin_url: str) -> None:

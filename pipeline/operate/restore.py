@@ -13,22 +13,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from pipeline.errors import BackupError, ConfigError, ServiceError
-from pipeline.operate.backup import (
-    DATABASES,
-    Checked,
-    Manifest,
-    Report,
-    chosen,
-    files_store,
-    load,
-    names,
-    open_target,
-    register,
-)
+from pipeline.operate.backup import Report, register
 from pipeline.operate.backup_catalogue import read_catalogue
+from pipeline.operate.backup_manifest import DATABASES, Checked, Manifest, chosen, files_store, load, names, open_target
 from pipeline.operate.backup_programs import Programs, programs_for
 from pipeline.operate.backup_store import Store, copy, open_store
-from pipeline.operate.database import connect, embedded_url, owner_role, prepare_database, prepare_roles
+from pipeline.operate.database import alone, connect, embedded_url, owner_role, prepare_database, prepare_roles
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -93,7 +83,7 @@ def restore(
         _require_no_sessions(execute)
         if not replace:
             _require_unused(settings, there)
-        parts = admin.libpq("postgres")
+        parts = admin.libpq(execute("SELECT current_database()")[0][0])
         prepare_roles(parts)
         for database in DATABASES:
             execute(f'CREATE DATABASE {database}{FRESH} TEMPLATE template0 OWNER "{owner_role(parts)}"')
@@ -132,9 +122,10 @@ def _server(admin: Settings) -> Iterator[Execute]:
     try:
         with closing(_maintenance_connection(admin)) as connection:
             connection.autocommit = True
-            if execute("SELECT pg_try_advisory_lock(hashtextextended('millrace restore', 0))") != [(True,)]:
-                raise BackupError("Restoring: another restore is under way. Wait for it to end.")
-            yield execute
+            with alone(connection, "millrace restore") as is_alone:
+                if not is_alone:
+                    raise BackupError("Restoring: another restore is under way. Wait for it to end.")
+                yield execute
     except psycopg2.errors.InsufficientPrivilege as error:
         raise ServiceError(
             f"Restoring: the database said: {str(error).strip()}. The role of MILLRACE_DATABASE_URL must own the databases "

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.errors import BackupError, MillraceError
-from pipeline.operate.backup import Checked, Manifest, chosen, files_store, load, names, open_target
 from pipeline.operate.backup_catalogue import Catalogue, read_catalogue
+from pipeline.operate.backup_manifest import Checked, Manifest, chosen, files_store, load, names, open_target
 from pipeline.operate.backup_programs import Programs, newest_programs
 from pipeline.operate.backup_store import Store, open_store
 from pipeline.settings import Settings
@@ -96,7 +96,7 @@ def _missing(catalogue: Catalogue, in_lake: dict[str, int], copied: dict[str, in
 
 
 def _detail(manifest: Manifest, catalogue: Catalogue) -> str:
-    place = "with copies of them" if manifest.has_files else f"which are not in it but in {manifest.lake_path} alone"
+    place = "copied" if manifest.has_files else f"not copied: they are in {manifest.lake_path} alone"
     detail = f"both dumps, {manifest.dump_bytes / 1e6:,.1f} MB; {len(catalogue.files):,} data files, {place}"
     if catalogue.elsewhere:
         detail += f"; {len(catalogue.elsewhere):,} elsewhere were not looked at, the first is {catalogue.elsewhere[0]}"

@@ -625,7 +625,9 @@ def test_a_restore_that_is_killed_leaves_the_old_state_or_the_new_and_the_next_s
 
     for moment in ("dagster.dump", "lake.dump", "exchange", "renaming", "exchanged"):
         with stopped_at(installation, "restore", tmp_path / "backups", moment):
-            pass
+            if moment == "exchange":
+                with pytest.raises(BackupError, match="another restore is under way"):
+                    restore(installation, str(tmp_path / "backups"), replace=True)
         when_the_server_has_noticed(installation)
         is_new = moment == "exchanged"
         assert rows(installation) == (saved if is_new else changed), moment
@@ -733,8 +735,8 @@ def test_a_server_in_use_gives_way_only_on_request(installation: Settings, tmp_p
     assert len(restore(installation, str(tmp_path / "backups")).before) == 2
 
 
-def test_what_is_connected_is_named_and_nothing_changes(
-    installation: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_connected_is_named_before_anything_is_restored(
+    installation: Settings, administrator: Execute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.operate.restore.SETTLE_SECONDS", 0.5)
     make(installation, tmp_path / "backups")
@@ -745,6 +747,7 @@ def test_what_is_connected_is_named_and_nothing_changes(
         ):
             restore(installation, str(tmp_path / "backups"), replace=True)
 
+    assert administrator("SELECT 1 FROM pg_database WHERE datname LIKE '%_restore'") == []
     assert len(restore(installation, str(tmp_path / "backups")).before) == 2
 
 

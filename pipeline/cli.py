@@ -265,6 +265,90 @@ def daemon() -> None:
     run_command.main(["-w", str(workspace)], prog_name="dagster-daemon run")
 
 
+# backup
+
+
+@main.command()
+@click.option("--to", "target", required=True, help="Folder or s3://bucket/prefix, of this installation alone.")
+@click.option("--keep", default=7, show_default=True, type=click.IntRange(1), help="Backups that stay, this one too.")
+@click.option("--files", is_flag=True, help="Copy the lake's data files too, those that are not there yet.")
+def backup(target: str, keep: int, files: bool) -> None:
+    """Dump both databases, and keep the lake's data files from being deleted as long as the dumps exist.
+
+    For 90 days at most: older backups can be restored if their files were copied, or nothing has removed them.
+    """
+    from pipeline.operate.backup import backup as make_backup
+
+    made = make_backup(_settings(), target, keep=keep, files=files, report=lambda text: click.echo(text, err=True))
+    snapshot = "no lake yet" if made.manifest.snapshot_id is None else f"lake snapshot {made.manifest.snapshot_id}"
+    removed = f"; removed {', '.join(made.removed)}" if made.removed else ""
+    click.echo(f"{made.name}: {made.manifest.dump_bytes / 1e6:,.1f} MB, {snapshot}{removed}")
+    _require_no_missing_files(made.missing, "The backup is made, but")
+
+
+@main.command()
+@click.option("--at", "target", required=True, help="Folder or s3://bucket/prefix.")
+def backups(target: str) -> None:
+    """List the backups that are there."""
+    from pipeline.operate.backup_manifest import listing
+
+    _print_table(
+        ["name", "finished", "dumps, bytes", "snapshot", "data files", "their bytes", "copied", "millrace"],
+        [
+            [name, f"{item.finished_at:%Y-%m-%d %H:%M:%S}", item.dump_bytes, item.snapshot_id, item.data_files,
+             item.data_bytes, item.has_files, item.millrace]
+            if item else [name, "damaged: see `millrace verify`", *[None] * 6]
+            for name, item in listing(_settings(database=False), target)
+        ],
+        vertical=False,
+    )  # fmt: skip
+
+
+@main.command()
+@click.option("--at", "target", required=True, help="Folder or s3://bucket/prefix.")
+@click.argument("name", required=False)
+@click.option("--all", "every", is_flag=True, help="Every backup, not only the newest.")
+def verify(target: str, name: str | None, every: bool) -> None:
+    """Look whether the newest backup (or NAME) is whole and its data files are there; exit 1 if not."""
+    from pipeline.operate.verify import verify as look
+
+    verdicts = look(_settings(database=False), target, name, every=every)
+    for verdict in verdicts:
+        if verdict.problems:
+            click.echo("\n".join(f"✗ {verdict.name}: {problem}" for problem in verdict.problems), err=True)
+        else:
+            click.echo(f"✓ {verdict.name}: {verdict.detail}")
+    if broken := [verdict.name for verdict in verdicts if verdict.problems]:
+        raise click.ClickException(f"{len(broken)} of {len(verdicts)} backups would not restore whole.")
+
+
+@main.command()
+@click.option("--from", "target", required=True, help="Folder or s3://bucket/prefix.")
+@click.argument("name", required=False)
+@click.option("--replace", is_flag=True, help="Also where there are runs or tables: they are renamed, not removed.")
+def restore(target: str, name: str | None, replace: bool) -> None:
+    """Make both databases what they were at the newest backup (or NAME). Nothing else may be connected."""
+    from pipeline.operate.restore import restore as put_back
+
+    done = put_back(_settings(), target, name, replace=replace, report=lambda text: click.echo(text, err=True))
+    click.echo(f"Restored {done.name}, begun at {done.manifest.started_at:%Y-%m-%d %H:%M:%S}Z.")
+    if done.before:
+        click.echo(f"The databases from before are {' and '.join(done.before)}. To remove them, in psql:")
+        click.echo("  " + " ".join(f"DROP DATABASE {database};" for database in done.before))
+    _require_no_missing_files(done.missing, "It is restored, but")
+
+
+def _require_no_missing_files(missing: dict[str, int], what: str) -> None:
+    if missing:
+        click.echo(
+            "\n".join(f"✗ missing: {file}, {size:,} bytes" for file, size in sorted(missing.items())[:50]), err=True
+        )
+        raise click.ClickException(
+            f"{what} {len(missing):,} data files are neither in the lake's path nor copied: what is in them cannot be read. "
+            "Put them back from a snapshot of the volume or the bucket's versions, or load their tables anew."
+        )
+
+
 # project
 
 
@@ -484,9 +568,16 @@ def profile(table: str) -> None:
 def maintain(older_than_days: int) -> None:
     """Compact files, expire old snapshots, remove what nothing refers to. Safe beside running loads."""
     from pipeline.lake.maintenance import maintain as maintain_lake
+    from pipeline.operate.backup import lake_pin
 
     with _lake() as opened:
-        done = maintain_lake(opened, older_than_days=older_than_days, report=lambda text: click.echo(text, err=True))
+        pin = lake_pin(opened.settings)
+        done = maintain_lake(
+            opened,
+            older_than_days=older_than_days,
+            keep_since=pin,
+            report=lambda text: click.echo(text, err=True),
+        )
     click.echo(
         f"live data: {done.before.live_files:,} files, {done.before.live_bytes / 1e6:,.1f} MB before; "
         f"{done.after.live_files:,} files, {done.after.live_bytes / 1e6:,.1f} MB now; {done.snapshots_expired:,} snapshots expired, "

@@ -10,6 +10,7 @@ MillraceError
 ├── SourceError
 │   ├── SourceUnavailable   trying again may work (time-out, 429, 5xx, being loaded by another run)
 │   └── SourceRejected      trying again cannot work (401, 404, unreadable file, schema gone)
+├── BackupError             a backup cannot be made, read or restored as things are
 └── ServiceError            a process of the embedded platform did not start, stop or answer
 
 The class says whether a retry can help (`is_transient`); the message says what was being done, what was
@@ -63,6 +64,10 @@ class SourceUnavailable(SourceError):
 
 class SourceRejected(SourceError):
     """No later attempt can succeed until someone changes something."""
+
+
+class BackupError(MillraceError):
+    """A backup is damaged or not there, or something must end first. What was there before is as it was."""
 
 
 class ServiceError(MillraceError):

@@ -37,7 +37,8 @@ def millrace(environment: dict[str, str], *arguments: str, code: int = 0) -> sub
 
 
 def test_every_command_has_help() -> None:
-    groups = {"": ["check", "down", "env", "generate-data", "init", "lake", "run", "sources", "sql", "status", "up"]}
+    groups = {"": ["backup", "backups", "check", "down", "env", "generate-data", "init", "lake", "migrate", "restore",
+                   "run", "serve", "sources", "sql", "status", "up", "verify", "version", "wait-database"]}  # fmt: skip
     groups["sources"] = ["check", "discover", "install", "list", "preview"]
     groups["lake"] = ["catalog", "maintain", "profile"]
     for group, commands in groups.items():

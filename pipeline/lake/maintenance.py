@@ -53,10 +53,18 @@ class Report:
     seconds: float
 
 
-def maintain(lake: Lake, *, older_than_days: int, run_id: str = "", report: Callable[[str], None] = log.info) -> Report:
+def maintain(
+    lake: Lake,
+    *,
+    older_than_days: int,
+    keep_since: datetime | None = None,
+    run_id: str = "",
+    report: Callable[[str], None] = log.info,
+) -> Report:
     """Do every step once, in the order in which each finds what the one before made; *report* gets a line a step.
 
-    Snapshots older than *older_than_days* can no longer be queried. Their files are deleted a day after.
+    Snapshots older than *older_than_days* can no longer be queried. Their files are deleted a day after, but none that
+    a catalogue dumped at *keep_since* or later refers to.
 
     Raises:
         ConfigError: if *older_than_days* is less than 1.
@@ -77,13 +85,15 @@ def maintain(lake: Lake, *, older_than_days: int, run_id: str = "", report: Call
             "files_rewritten": lambda: rewrite(lake, run_id=run_id),
             "files_merged": lambda: merge(lake, run_id=run_id),
             "snapshots_expired": lambda: expire(lake, older_than_days=older_than_days),
-            "files_deleted": lambda: delete_unused(lake),
-            "orphans_deleted": lambda: delete_orphans(lake),
+            "files_deleted": lambda: delete_unused(lake, keep_since=keep_since),
+            "orphans_deleted": lambda: delete_orphans(lake, keep_since=keep_since),
         }
         counts = {}
         for name, step in steps.items():
             counts[name] = step()
             report(f"{name.replace('_', ' ')}: {counts[name]:,}")
+        if keep_since:
+            report(f"kept for a backup: files in use since {keep_since.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z")
         return Report(**counts, before=before, after=storage(lake), seconds=time.monotonic() - started)
 
 
@@ -109,16 +119,29 @@ def expire(lake: Lake, *, older_than_days: int) -> int:
     return len(lake.query("FROM ducklake_expire_snapshots('lake', older_than => ?)", [limit]))
 
 
-def delete_unused(lake: Lake) -> int:
-    """Delete the files that no snapshot has used for `UNUSED_AGE`; returns their number."""
-    limit = datetime.now(UTC) - UNUSED_AGE
+def delete_unused(lake: Lake, *, keep_since: datetime | None = None) -> int:
+    """Delete the files that no snapshot has used for `UNUSED_AGE`, nor since *keep_since*; returns their number."""
+    limit = _limit(UNUSED_AGE, keep_since)
     return len(lake.query("FROM ducklake_cleanup_old_files('lake', older_than => ?)", [limit]))
 
 
-def delete_orphans(lake: Lake) -> int:
-    """Delete files older than `ORPHAN_AGE` that no commit ever named; returns their number."""
-    limit = datetime.now(UTC) - ORPHAN_AGE
+def delete_orphans(lake: Lake, *, keep_since: datetime | None = None) -> int:
+    """Delete files older than `ORPHAN_AGE` and *keep_since* that no commit ever named; returns their number.
+
+    After a restore what was written since the backup is named by no commit, yet a younger backup may refer to it.
+    """
+    limit = _limit(ORPHAN_AGE, keep_since)
     return len(lake.query("FROM ducklake_delete_orphaned_files('lake', older_than => ?)", [limit]))
+
+
+def _limit(age: timedelta, keep_since: datetime | None) -> datetime:
+    """What is younger than this stays.
+
+    DuckLake dates a file's end of use, and the writer a file, before the commit: at the start of its transaction, at
+    the earliest. One that was under way at *keep_since* may bear a date before it, hence a transaction's length.
+    """
+    limit = datetime.now(UTC) - age
+    return min(limit, keep_since - ORPHAN_AGE) if keep_since else limit
 
 
 def _compact(lake: Lake, call: str, run_id: str) -> int:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import psycopg2.extensions
 
 DATABASES = ("dagster", "lake")
+LOCK_SECONDS = 1
 
 # Versions before 0.1 had them in our schema.
 DAGSTERS_TABLES_TO_PUBLIC = """DO $$ DECLARE name text; BEGIN
@@ -102,6 +103,25 @@ def connect(settings: Settings, database: str = "dagster") -> "psycopg2.extensio
     return connection
 
 
+@contextmanager
+def alone(connection: "psycopg2.extensions.connection", name: str) -> Iterator[bool]:
+    """Hold the lock *name* of this connection's database; yields False if another session has it.
+
+    The server frees it with the connection, however this process ends, but a moment after, hence the wait.
+    """
+    import psycopg2.errors
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT set_config('lock_timeout', %s, false)", [f"{LOCK_SECONDS}s"])
+        try:
+            cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
+        except psycopg2.errors.LockNotAvailable:
+            yield False
+            return
+        cursor.execute("RESET lock_timeout")
+    yield True
+
+
 def prepare(admin_url: str) -> None:
     """Make the two databases and the roles on the server of *admin_url*, as far as they are missing.
 
@@ -114,35 +134,52 @@ def prepare(admin_url: str) -> None:
     import psycopg2.extensions
 
     parts = psycopg2.extensions.parse_dsn(admin_url)
-    owner = "millrace" if parts["user"] == "postgres" else parts["user"]
+    prepare_roles(parts)
     with _administrator(parts) as execute:
-        for role in sorted({owner, "lake_reader", "exporter"}):
+        for database in DATABASES:
+            if not execute("SELECT 1 FROM pg_database WHERE datname = %s", database):
+                execute("CREATE DATABASE {} OWNER {}", names=[database, owner_role(parts)])
+    for database in DATABASES:
+        prepare_database(parts, database)
+
+
+def owner_role(parts: dict[str, str]) -> str:
+    """The role to which everything belongs on the server of the libpq keywords *parts*, an administrator's."""
+    return "millrace" if parts["user"] == "postgres" else parts["user"]
+
+
+def prepare_roles(parts: dict[str, str]) -> None:
+    """Make the roles that are missing, and set the passwords that are given."""
+    with _administrator(parts) as execute:
+        for role in sorted({owner_role(parts), "lake_reader", "exporter"}):
             if not execute("SELECT 1 FROM pg_roles WHERE rolname = %s", role):
                 execute("CREATE ROLE {} LOGIN", names=[role])
             password = os.environ.get(f"MILLRACE_{role.upper()}_PASSWORD")
             if password and role != parts["user"]:
                 execute("ALTER ROLE {} PASSWORD %s", password, names=[role])
-        for database in DATABASES:
-            if not execute("SELECT 1 FROM pg_database WHERE datname = %s", database):
-                execute("CREATE DATABASE {} OWNER {}", names=[database, owner])
-    for database, reader in (("lake", "lake_reader"), ("dagster", "exporter")):
-        with _administrator(parts | {"dbname": database}) as execute:
-            if not execute("SELECT 1 WHERE has_schema_privilege(%s, 'public', 'CREATE')", owner):
-                execute("ALTER SCHEMA public OWNER TO {}", names=[owner])
-            if database == "dagster":
-                # By default a role's tables go to the schema of its own name first: Dagster's would be among ours.
-                execute("ALTER DATABASE dagster SET search_path TO public")
-                execute("CREATE SCHEMA IF NOT EXISTS millrace AUTHORIZATION {}", names=[owner])
-                execute(DAGSTERS_TABLES_TO_PUBLIC)
-            if execute("SELECT 1 WHERE has_database_privilege(%s, %s, 'CONNECT')", "public", database):
-                execute("REVOKE ALL ON DATABASE {} FROM PUBLIC", names=[database])
-            execute("GRANT CONNECT ON DATABASE {} TO {}", names=[database, reader])
-            execute("GRANT USAGE ON SCHEMA public TO {}", names=[reader])
-            execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}", names=[reader])
-            execute(
-                "ALTER DEFAULT PRIVILEGES FOR ROLE {} IN SCHEMA public GRANT SELECT ON TABLES TO {}",
-                names=[owner, reader],
-            )
+
+
+def prepare_database(parts: dict[str, str], database: str, *, name: str | None = None) -> None:
+    """Give *database* (``dagster`` or ``lake``; *name* where it is called otherwise) its settings and grants."""
+    owner, name = owner_role(parts), name or database
+    reader = {"lake": "lake_reader", "dagster": "exporter"}[database]
+    with _administrator(parts | {"dbname": name}) as execute:
+        if not execute("SELECT 1 WHERE has_schema_privilege(%s, 'public', 'CREATE')", owner):
+            execute("ALTER SCHEMA public OWNER TO {}", names=[owner])
+        if database == "dagster":
+            # By default a role's tables go to the schema of its own name first: Dagster's would be among ours.
+            execute("ALTER DATABASE {} SET search_path TO public", names=[name])
+            execute("CREATE SCHEMA IF NOT EXISTS millrace AUTHORIZATION {}", names=[owner])
+            execute(DAGSTERS_TABLES_TO_PUBLIC)
+        if execute("SELECT 1 WHERE has_database_privilege(%s, %s, 'CONNECT')", "public", name):
+            execute("REVOKE ALL ON DATABASE {} FROM PUBLIC", names=[name])
+        execute("GRANT CONNECT ON DATABASE {} TO {}", names=[name, reader])
+        execute("GRANT USAGE ON SCHEMA public TO {}", names=[reader])
+        execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}", names=[reader])
+        execute(
+            "ALTER DEFAULT PRIVILEGES FOR ROLE {} IN SCHEMA public GRANT SELECT ON TABLES TO {}",
+            names=[owner, reader],
+        )
 
 
 @contextmanager

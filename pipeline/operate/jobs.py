@@ -26,8 +26,10 @@ def _maintain_job(settings: Settings) -> dg.JobDefinition:
     @dg.op(name="maintain")
     def maintain_op(context: dg.OpExecutionContext, lake: dg.ResourceParam[Lake]) -> None:
         from pipeline.lake.maintenance import maintain
+        from pipeline.operate.backup import lake_pin
 
-        context.log.info(f"{maintain(lake, older_than_days=settings.retention_days)}")
+        days, pin = settings.retention_days, lake_pin(lake.settings)
+        context.log.info(f"{maintain(lake, older_than_days=days, keep_since=pin)}")
 
     @dg.job(name=MAINTAIN, description="Compact the lake's files, expire snapshots, remove what nothing refers to.")
     def job() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ServiceError
-from pipeline.operate.database import connect, prepare
+from pipeline.operate.database import connect, embedded_url, prepare
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,8 +33,14 @@ def migrate(settings: Settings) -> bool:
     Raises:
         ServiceError: if the server does not answer, or refuses what is needed; it names the statement.
     """
+    from pipeline.operate.instance import write_instance
+
     assert settings.database_url
-    prepare(settings.database_url.get_secret_value())
+    url = settings.database_url.get_secret_value()
+    if url != embedded_url(settings):  # which is prepared when it is started, by its administrator
+        prepare(url)
+    if settings.instance_dir is None:
+        write_instance(settings)
     return ensure_schema(settings)
 
 

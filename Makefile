@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */\1|/' | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */\1|/' | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 demo: $(READY)  ## load, model and check the bundled project on example data, here and now
 	@$(BIN)/python -m pipeline.projects.nyc.demo run
@@ -14,8 +14,11 @@ demo: $(READY)  ## load, model and check the bundled project on example data, he
 dev: $(READY)  ## the same project with code server, daemon and UI on http://localhost:3001, until Ctrl-C
 	@$(BIN)/python -m pipeline.projects.nyc.demo up
 
-test: $(READY)  ## all tests but the benchmarks
+test: $(READY)  ## all tests but those of a cluster and the benchmarks
 	@$(BIN)/python -m pytest --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=85 -m 'not benchmark and not cluster'
+
+test-cluster: $(READY)  ## image and chart on the Kubernetes of KUBECONFIG, which has the image MILLRACE_TEST_IMAGE
+	@$(BIN)/python -m pytest -m cluster --no-cov tests/cluster
 
 check: $(READY)  ## lint, types, import rules, dbt parse, Dagster definitions
 	$(BIN)/ruff check .
@@ -53,4 +56,4 @@ $(READY): requirements/dev.lock requirements/uv.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-.PHONY: help demo dev test check bench lock clean
+.PHONY: help demo dev test test-cluster check bench lock clean

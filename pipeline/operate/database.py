@@ -133,7 +133,7 @@ def prepare(admin_url: str) -> None:
     """
     import psycopg2.extensions
 
-    parts = psycopg2.extensions.parse_dsn(admin_url)
+    parts = {"dbname": "postgres", **psycopg2.extensions.parse_dsn(admin_url)}
     prepare_roles(parts)
     with _administrator(parts) as execute:
         for database in DATABASES:

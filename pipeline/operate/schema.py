@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 REPEAT_SECONDS = 30.0
-LOCK = "SELECT pg_advisory_lock(hashtextextended('millrace schema', 0))"
+LOCK_SECONDS = 1800.0  # an index over a long history takes minutes
+LOCK = "SELECT pg_try_advisory_lock(hashtextextended('millrace schema', 0))"
 
 
 def migrate(settings: Settings) -> bool:
@@ -125,11 +126,24 @@ def wanted_version() -> str:
 
 @contextmanager
 def _alone(settings: Settings) -> "Iterator[psycopg2.extensions.connection]":
-    """A connection that holds the lock: the server frees it with the connection, however this process ends."""
-    with closing(connect(settings)) as connection:
+    """A connection that holds the lock: the server frees it with the connection, however this process ends.
+
+    It is asked for again and again: one call that waits would hold a snapshot, and the other process's CREATE INDEX
+    CONCURRENTLY waits for every snapshot to end.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    with closing(connect(settings)) as connection, connection.cursor() as cursor:
         connection.autocommit = True
-        with connection.cursor() as cursor:
+        while True:
             cursor.execute(LOCK)
+            if cursor.fetchone() == (True,):
+                break
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"Upgrading the tables: another process has been doing it for {LOCK_SECONDS:.0f} s. Look at what it waits "
+                    "for in pg_stat_activity, end it and run `millrace migrate` again."
+                )
+            time.sleep(0.2)
         yield connection
 
 

@@ -229,7 +229,7 @@ class Release:
     def retry_of(self, run_id: str, *, seconds: float = 120) -> dict[str, Any]:
         """The run that the daemon started in the place of a failed one."""
         return until(
-            lambda: next(run for run in self.runs() if run["parentRunId"] == run_id) if self.runs() else None,
+            lambda: next((run for run in self.runs() if run["parentRunId"] == run_id), None),
             seconds=seconds,
             what=f"a retry of {run_id}",
         )

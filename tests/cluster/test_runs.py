@@ -28,7 +28,7 @@ def test_what_a_run_printed_is_read_after_its_pod_is_gone(release: Release):
     run_id = release.launch(assets=["says"], location="trials")
     release.wait(run_id, "SUCCESS")
     kubectl("-n", release.namespace, "delete", "job", "-l", f"dagster/run-id={run_id}", "--wait")
-    assert not release.get("pods", "-l", f"dagster/run-id={run_id}")
+    until(lambda: not release.get("pods", "-l", f"dagster/run-id={run_id}"), seconds=60, what="no pod of the run")
 
     (key,) = [event["fileKey"] for event in release.events(run_id) if event["__typename"] == "LogsCapturedEvent"]
     logs = release.graphql(

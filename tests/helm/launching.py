@@ -7,10 +7,10 @@ from typing import Any
 import kubernetes
 from dagster import DagsterRun
 from dagster._config import process_config, resolve_to_config_type
-from dagster_k8s import K8sRunLauncher
 from dagster_k8s.job import construct_dagster_k8s_job
 
-OWN_FIELDS = ("out_of_memory",)  # of pipeline.launch.launcher, on top of the stock launcher's
+from pipeline.launch.launcher import RunLauncher
+
 NO_CLUSTER = """{apiVersion: v1, kind: Config, current-context: none, users: [], clusters: [{name: none, cluster: {server: "http://127.0.0.1:1"}}],
   contexts: [{name: none, context: {cluster: none, user: none}}]}"""
 RUN_ID = "0a1b2c3d-0000-4000-8000-000000000000"
@@ -18,8 +18,7 @@ RUN_ID = "0a1b2c3d-0000-4000-8000-000000000000"
 
 def launcher_config(config: dict[str, Any]) -> Any:
     """*config* through Dagster's schema of the launcher; the errors are in the result."""
-    stock = {key: value for key, value in config.items() if key not in OWN_FIELDS}
-    return process_config(resolve_to_config_type(K8sRunLauncher.config_type()), stock)
+    return process_config(resolve_to_config_type(RunLauncher.config_type()), config)
 
 
 def run_job(config: dict[str, Any], tags: dict[str, str]) -> dict[str, Any]:
@@ -30,7 +29,7 @@ def run_job(config: dict[str, Any], tags: dict[str, str]) -> dict[str, Any]:
         kubeconfig = Path(folder) / "config"
         kubeconfig.write_text(NO_CLUSTER)
         settings = {**processed.value, "load_incluster_config": False, "kubeconfig_file": str(kubeconfig)}
-        launcher = K8sRunLauncher.from_config_value(None, settings)  # type: ignore[arg-type]
+        launcher = RunLauncher.from_config_value(None, settings)  # type: ignore[arg-type]
     context = launcher.get_container_context_for_run(DagsterRun(job_name="daily", run_id=RUN_ID, tags=tags))
     job = construct_dagster_k8s_job(
         job_config=context.get_k8s_job_config(None, launcher),

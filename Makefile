@@ -20,6 +20,9 @@ test: $(READY)  ## all tests but those of a cluster and the benchmarks
 test-cluster: $(READY)  ## image and chart on the Kubernetes of KUBECONFIG, which has the image MILLRACE_TEST_IMAGE
 	@$(BIN)/python -m pytest -m cluster --no-cov tests/cluster
 
+test-faults: $(READY)  ## every fault of docs/faults.md on the same Kubernetes
+	@$(BIN)/python -m pytest -m cluster --no-cov tests/faults
+
 check: $(READY)  ## lint, types, import rules, dbt parse, Dagster definitions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,4 +59,4 @@ $(READY): requirements/dev.lock requirements/uv.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-.PHONY: help demo dev test test-cluster check bench lock clean
+.PHONY: help demo dev test test-cluster test-faults check bench lock clean

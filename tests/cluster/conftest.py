@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if missing and os.environ.get("MILLRACE_REQUIRE_TOOLS"):
         pytest.exit(f"The cluster tests need {', '.join(missing)}.", returncode=2)
     for item in items:
-        if item.path.is_relative_to(HERE):
+        if item.path.is_relative_to(HERE) or item.path.is_relative_to(HERE.with_name("faults")):
             item.add_marker(pytest.mark.cluster)
             if missing:
                 item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))

@@ -1,0 +1,56 @@
+"""The release of the cluster tests, and the faults: how each is made and ended."""
+
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.cluster.conftest import pytest_collection_modifyitems as skip_without_a_cluster
+from tests.cluster.conftest import release as release
+from tests.cluster.release import Release, kubectl
+
+Fault = Callable[[Release], None]
+OUTAGE_SECONDS = 60.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """As for the cluster tests; faults of the node also need somebody who makes them."""
+    skip_without_a_cluster(items)
+    for item in items:
+        if item.get_closest_marker("node") and not os.environ.get("MILLRACE_NODE_CONTROL"):
+            item.add_marker(
+                pytest.mark.skip(
+                    reason="needs MILLRACE_NODE_CONTROL, a command that takes stop|start kubelet|apiserver"
+                )
+            )
+
+
+def kill(component: str) -> Fault:
+    """The pod of *component* ends without grace."""
+    return lambda release: release.kill(release.pod(component))
+
+
+def without_postgres(release: Release) -> None:
+    """No database for a minute."""
+    name = f"statefulset/{release.name}-postgresql"
+    kubectl("-n", release.namespace, "scale", name, "--replicas=0")
+    time.sleep(OUTAGE_SECONDS)
+    kubectl("-n", release.namespace, "scale", name, "--replicas=1")
+    release.pod("postgresql")
+
+
+def without(part: str) -> Fault:
+    """The node's *part* is stopped for a minute."""
+
+    def make(_: Release) -> None:
+        control = shlex.split(os.environ["MILLRACE_NODE_CONTROL"])
+        subprocess.run([*control, "stop", part], check=True, timeout=60)
+        try:
+            time.sleep(OUTAGE_SECONDS)
+        finally:
+            subprocess.run([*control, "start", part], check=True, timeout=180)
+
+    return make

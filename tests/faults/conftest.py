@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cluster.conftest import pytest_collection_modifyitems as skip_without_a_cluster
+from tests.cluster.conftest import needs_a_cluster as needs_a_cluster
+from tests.cluster.conftest import pytest_collection_modifyitems as pytest_collection_modifyitems
 from tests.cluster.conftest import release as release
 from tests.cluster.release import Release, kubectl
 
@@ -16,16 +17,11 @@ Fault = Callable[[Release], None]
 OUTAGE_SECONDS = 60.0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """As for the cluster tests; faults of the node also need somebody who makes them."""
-    skip_without_a_cluster(items)
-    for item in items:
-        if item.get_closest_marker("node") and not os.environ.get("MILLRACE_NODE_CONTROL"):
-            item.add_marker(
-                pytest.mark.skip(
-                    reason="needs MILLRACE_NODE_CONTROL, a command that takes stop|start kubelet|apiserver"
-                )
-            )
+@pytest.fixture(autouse=True)
+def _node_control(request: pytest.FixtureRequest) -> None:
+    """Faults of the node need somebody who makes them."""
+    if request.node.get_closest_marker("node") and not os.environ.get("MILLRACE_NODE_CONTROL"):
+        pytest.skip("needs MILLRACE_NODE_CONTROL, a command that takes stop|start kubelet|apiserver")
 
 
 def kill(component: str) -> Fault:

@@ -9,7 +9,7 @@ from pipeline.ingest import assets as ingest_assets
 from pipeline.ingest import checks as ingest_checks
 from pipeline.ingest.spec import load_sources
 from pipeline.lake.resources import build_lake_resource
-from pipeline.operate.jobs import build_jobs
+from pipeline.operate.jobs import build_jobs, limited
 from pipeline.operate.schedules import build_schedules
 from pipeline.operate.sensors import build_sensors
 from pipeline.settings import Project, Settings
@@ -26,10 +26,11 @@ def build(settings: Settings) -> dg.Definitions:
         ConfigError: if a file of the project is wrong; it names the file and the line.
     """
     project = Project.load(settings.project_dir)
-    jobs = build_jobs(settings)
+    jobs = build_jobs(settings, project.limits)
     sources = load_sources(settings.project_dir / "sources")
+    assets = [*ingest_assets.build_assets(sources, settings), *transform_assets.build_assets(settings)]
     return dg.Definitions(
-        assets=[*ingest_assets.build_assets(sources, settings), *transform_assets.build_assets(settings)],
+        assets=limited(assets, project.limits),
         asset_checks=ingest_checks.build_checks(sources),
         jobs=jobs,
         schedules=build_schedules(project),

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -27,6 +28,7 @@ from pipeline.errors import ConfigError
 
 BUNDLED_PROJECT = Path(__file__).parent / "projects" / "nyc"
 FULL_TAG = "millrace/full"  # of a run that loads every file and rebuilds every model: "true"
+MEMORY_TAG, CPU_TAG = "millrace/memory", "millrace/cpu"  # of a run, or of an asset for every run of it
 PROFILES_DIR = Path(__file__).parent / "transform"
 GIB = 1 << 30
 
@@ -43,6 +45,32 @@ class Schedules(BaseModel):
     purge_history: str = Field("0 3 * * *", description="Remove logs and run history past the retention.")
 
 
+class Limit(BaseModel):
+    """CPU and memory of the runs of some assets, or of a job, where each run is a pod; on one machine it does nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    assets: str = Field("", description="Asset keys, with `*`: raw/tlc/*")
+    job: str = Field("", description="A job's name.")
+    memory: str = Field(
+        "", pattern=r"^(\d+(\.\d+)?([KMGT]i?)?)?$", description="Request and limit, as Kubernetes writes it: 4Gi"
+    )
+    cpu: str = Field("", pattern=r"^(\d+(\.\d+)?|\d+m)?$", description="Request: 2, 500m")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if bool(self.assets) == bool(self.job):
+            raise ValueError("give either `assets` or `job`")
+        if not (self.memory or self.cpu):
+            raise ValueError("give `memory`, `cpu` or both")
+        return self
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the launcher of the cluster reads, on an asset or a run."""
+        return {tag: amount for tag, amount in ((MEMORY_TAG, self.memory), (CPU_TAG, self.cpu)) if amount}
+
+
 class Project(BaseModel):
     """A project's ``millrace.yaml``."""
 
@@ -53,6 +81,7 @@ class Project(BaseModel):
         "", pattern=r"^([\w.]+:\w+)?$", description="module:function that writes example data into a folder."
     )
     schedules: Schedules = Schedules()
+    limits: tuple[Limit, ...] = ()
 
     @classmethod
     def load(cls, directory: Path) -> "Project":

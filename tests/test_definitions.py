@@ -117,3 +117,50 @@ def test_definitions_validate_with_no_environment_set(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "BetaWarning" not in done.stderr
+
+
+def project_with(tmp_path: Path, limits: str) -> Settings:
+    """A new project whose millrace.yaml has *limits*."""
+    from pipeline.operate.scaffold import write_project
+
+    write_project(tmp_path / "shop")
+    (tmp_path / "shop" / "millrace.yaml").write_text(f"name: shop\nlimits:\n{limits}\n")
+    return Settings(project_dir=tmp_path / "shop", state_dir=tmp_path / "state")
+
+
+def test_limits_of_a_project_are_tags_of_its_assets_and_jobs(tmp_path: Path) -> None:
+    from pipeline.definitions import build
+
+    settings = project_with(
+        tmp_path,
+        "  - {assets: 'raw/*', memory: 4Gi}\n  - {assets: raw/example/cities, cpu: '2'}\n  - {assets: 'marts/*', memory: 3Gi}\n  - {job: maintain_lake, memory: 6Gi}",
+    )
+    definitions = build(settings)
+    tags = {spec.key.to_user_string(): spec.tags for spec in definitions.resolve_all_asset_specs()}
+
+    assert tags["raw/example/cities"].items() >= {"millrace/memory": "4Gi", "millrace/cpu": "2"}.items()
+    assert tags["marts/dim_city"]["millrace/memory"] == "3Gi"
+    assert "millrace/memory" not in tags["staging/stg_example__cities"]
+    assert definitions.resolve_job_def("maintain_lake").tags == {"millrace/memory": "6Gi"}
+    assert definitions.resolve_job_def("daily_dbt_build").tags == {}
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        ("{assets: raw/nothing, memory: 1Gi}", "no asset is called raw/nothing"),
+        (
+            "{job: nothing, memory: 1Gi}",
+            "there is no job nothing; there are daily_dbt_build, maintain_lake, purge_history",
+        ),
+        ("{assets: 'raw/*'}", "give `memory`, `cpu` or both"),
+        ("{memory: 1Gi}", "give either `assets` or `job`"),
+        ("{assets: 'raw/*', memory: 4 GB}", "limits.0.memory"),
+    ],
+)
+def test_a_limit_that_cannot_hold_is_refused(tmp_path: Path, limit: str, says: str) -> None:
+    from pipeline.definitions import build
+    from pipeline.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=says):
+        build(project_with(tmp_path, f"  - {limit}"))

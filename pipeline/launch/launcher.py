@@ -22,11 +22,12 @@ from kubernetes.utils.quantity import parse_quantity
 from urllib3 import Timeout
 from urllib3.exceptions import HTTPError
 
-from pipeline.launch.pods import CANNOT_START, MEMORY_TAG, Verdict, verdict
+from pipeline.launch.pods import CANNOT_START, KILLED_AT_TAG, Verdict, verdict
+from pipeline.settings import CPU_TAG, MEMORY_TAG
 
 log = logging.getLogger(__name__)
 
-AMOUNT_TAGS = {"millrace/memory": "memory", "millrace/cpu": "cpu"}  # of a run, or of an asset for every run of it
+AMOUNT_TAGS = {MEMORY_TAG: "memory", CPU_TAG: "cpu"}
 CALL_SECONDS = 10.0  # an API server that hangs must not hang the daemon
 RETRY_SECONDS = 5.0
 LAUNCH_SECONDS = 180.0  # as long as a launch waits for an API server that does not answer
@@ -64,7 +65,7 @@ class RunLauncher(K8sRunLauncher):
         """As for any run, with the CPU and memory of its tags; with more memory if it repeats one that ran out of it."""
         context = super().get_container_context_for_run(dagster_run)
         amounts = {name: dagster_run.tags[tag] for tag, name in AMOUNT_TAGS.items() if tag in dagster_run.tags}
-        killed_at = dagster_run.tags.get(MEMORY_TAG)
+        killed_at = dagster_run.tags.get(KILLED_AT_TAG)
         if killed_at and self._out_of_memory:
             wanted = float(parse_quantity(killed_at)) * self._out_of_memory["factor"]
             amounts["memory"] = f"{int(min(wanted, float(parse_quantity(self._out_of_memory['limit'])))) // MIB}Mi"
@@ -119,7 +120,7 @@ class RunLauncher(K8sRunLauncher):
             gone = f"its Job {job_name} is gone from namespace {namespace}: somebody deleted it. Launch the run again."
             return CheckRunHealthResult(WorkerStatus.FAILED, gone)
         if found and found.is_out_of_memory and found.memory_limit:
-            self._instance.add_run_tags(run.run_id, {MEMORY_TAG: found.memory_limit})
+            self._instance.add_run_tags(run.run_id, {KILLED_AT_TAG: found.memory_limit})
         # Dagster puts what `get_run_worker_debug_info` says under this.
         return CheckRunHealthResult(WorkerStatus.FAILED, found.reason if found else "the pod ended before the run did")
 
@@ -171,7 +172,7 @@ class RunLauncher(K8sRunLauncher):
         if not found or not (found.is_final or found.reason in CANNOT_START):
             return ""
         if found.is_out_of_memory and found.memory_limit:
-            self._instance.add_run_tags(run.run_id, {MEMORY_TAG: found.memory_limit})
+            self._instance.add_run_tags(run.run_id, {KILLED_AT_TAG: found.memory_limit})
         return found.text
 
     def _job_of(self, run: DagsterRun) -> tuple[str, str]:
@@ -191,14 +192,13 @@ def _with_amounts_of_assets(context: LaunchRunContext) -> DagsterRun:
     """The run with the largest CPU and memory that one of its assets asks for, unless its own tags say it."""
     run, origin = context.dagster_run, context.dagster_run.remote_job_origin
     asked = {tag: run.tags[tag] for tag in AMOUNT_TAGS if tag in run.tags}
-    if len(asked) == len(AMOUNT_TAGS) or not run.asset_selection or not origin or not context.workspace:
+    if len(asked) == len(AMOUNT_TAGS) or not origin or not context.workspace:
         return run
     location = context.workspace.get_code_location(origin.repository_origin.code_location_origin.location_name)
     graph = location.get_repository(origin.repository_origin.repository_name).asset_graph
+    keys = run.asset_selection or graph.asset_keys_for_job(run.job_name)
     for tag in AMOUNT_TAGS.keys() - asked.keys():
-        amounts = [
-            graph.get(key).tags[tag] for key in run.asset_selection if graph.has(key) and tag in graph.get(key).tags
-        ]
+        amounts = [graph.get(key).tags[tag] for key in keys if graph.has(key) and tag in graph.get(key).tags]
         if amounts:
             asked[tag] = max(amounts, key=parse_quantity)
     return run.with_tags({**run.tags, **asked})

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from kubernetes.client import CoreV1Event, V1ContainerStatus, V1Pod
 
 OUT_OF_MEMORY = "OOMKilled"
-MEMORY_TAG = "millrace/out_of_memory_at"  # the limit that ended a run; its retry has its tags, and gets more
+KILLED_AT_TAG = "millrace/out_of_memory_at"  # the limit that ended a run; its retry has its tags, and gets more
 MORE_MEMORY = (
     "Give the run more by the tag millrace/memory, or the asset by `limits` in millrace.yaml, or load less in one run."
 )

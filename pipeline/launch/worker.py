@@ -20,7 +20,7 @@ from dagster._serdes import deserialize_value
 from dagster._utils.interrupts import capture_interrupts
 
 from pipeline.cgroup import Memory, read_memory
-from pipeline.launch.pods import MEMORY_TAG, MORE_MEMORY
+from pipeline.launch.pods import KILLED_AT_TAG, MORE_MEMORY
 
 LAST_WORDS = Path("/dev/termination-log")  # the kubelet shows its content as the message of a container that ended
 LAST_WORDS_SECONDS = 2.0
@@ -29,7 +29,7 @@ LAST_WORDS_SECONDS = 2.0
 def execute(run_id: str, instance: DagsterInstance, *, exit_code_on_failure: bool) -> int:
     """Execute the run in this process; returns the exit code of the pod."""
     run = instance.get_run_by_id(run_id)
-    if run and MEMORY_TAG in run.tags:  # inherited from the run that this one repeats, as is the permission
+    if run and KILLED_AT_TAG in run.tags:  # inherited from the run that this one repeats, as is the permission
         instance.add_run_tags(run_id, {RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "false"})
     before = read_memory()
 
@@ -46,7 +46,7 @@ def _report_out_of_memory(instance: DagsterInstance, run_id: str, memory: Memory
     assert run
     message = f"It ran out of memory: the kernel killed one of the run's child processes; {memory}. {MORE_MEMORY}"
     instance.report_engine_event(message, run)
-    limit = {MEMORY_TAG: str(memory.limit)} if memory.limit else {}
+    limit = {KILLED_AT_TAG: str(memory.limit)} if memory.limit else {}
     instance.add_run_tags(run_id, {RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "true", **limit})
 
 

@@ -27,9 +27,9 @@ from pipeline.operate.backup_manifest import (
     open_target,
 )
 from pipeline.operate.backup_programs import newest_programs, programs_for
-from pipeline.operate.backup_store import Store, copy, open_store
 from pipeline.operate.database import alone, connect
 from pipeline.operate.schema import schema_version
+from pipeline.operate.store import Store, copy, open_store
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:

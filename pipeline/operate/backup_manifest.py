@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import BackupError, ConfigError
-from pipeline.operate.backup_store import Store, open_store
+from pipeline.operate.store import Store, open_store
 from pipeline.settings import Settings
 
 # Dagster first: whatever its events say was loaded is then in the lake that is dumped after it.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import BackupError, ConfigError
-from pipeline.operate.backup_store import BLOCK_BYTES
+from pipeline.operate.store import BLOCK_BYTES
 from pipeline.settings import Settings
 
 # Made by `database.prepare_database`, for whoever owns the database that is restored into.

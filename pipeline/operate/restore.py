@@ -17,8 +17,8 @@ from pipeline.operate.backup import Report, register
 from pipeline.operate.backup_catalogue import read_catalogue
 from pipeline.operate.backup_manifest import DATABASES, Checked, Manifest, chosen, files_store, load, names, open_target
 from pipeline.operate.backup_programs import Programs, programs_for
-from pipeline.operate.backup_store import Store, copy, open_store
 from pipeline.operate.database import alone, connect, embedded_url, owner_role, prepare_database, prepare_roles
+from pipeline.operate.store import Store, copy, open_store
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:

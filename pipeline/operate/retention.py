@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.operate.database import connect
+from pipeline.operate.store import open_store
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def purge(settings: Settings, *, older_than_days: float, now: datetime, budget_s
     """
     before = now.astimezone(UTC) - timedelta(days=older_than_days)
     deadline = time.monotonic() + budget_seconds
-    purged = Purged(files=_purge_files(settings.log_path, before.timestamp()))
+    purged = Purged(files=_purge_files(settings.log_path, before.timestamp()) + _purge_compute_logs(settings, before))
     with closing(connect(settings)) as connection:
         for step in (_purge_runs, _purge_ticks, _purge_backfills):
             while time.monotonic() < deadline and step(connection, before, purged):
@@ -150,6 +151,18 @@ def _purge_backfills(connection: "psycopg2.extensions.connection", before: datet
         cursor.execute(BACKFILL_TAGS, {"keys": keys})
     purged.backfills += len(keys)
     return len(keys)
+
+
+def _purge_compute_logs(settings: Settings, before: datetime) -> int:
+    """The output of runs, where it lies elsewhere than with the other logs."""
+    if not settings.compute_logs:
+        return 0
+    if not settings.compute_logs.startswith("s3://"):
+        return _purge_files(Path(settings.compute_log_path), before.timestamp())
+    store = open_store(settings.compute_log_path, settings)
+    old = store.unchanged_since(before)
+    store.delete(old)
+    return len(old)
 
 
 def _purge_files(logs: Path, before: float) -> int:

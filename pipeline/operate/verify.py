@@ -10,7 +10,7 @@ from pipeline.errors import BackupError, MillraceError
 from pipeline.operate.backup_catalogue import Catalogue, read_catalogue
 from pipeline.operate.backup_manifest import Checked, Manifest, chosen, files_store, load, names, open_target
 from pipeline.operate.backup_programs import Programs, newest_programs
-from pipeline.operate.backup_store import Store, open_store
+from pipeline.operate.store import Store, open_store
 from pipeline.settings import Settings
 
 LISTED = 50  # missing files of one backup

@@ -12,7 +12,7 @@ from kubernetes.client.rest import ApiException
 
 from pipeline.launch import launcher as module
 from pipeline.launch.launcher import RunLauncher
-from pipeline.launch.pods import MEMORY_TAG
+from pipeline.launch.pods import KILLED_AT_TAG
 from tests.launch.api_server import ApiServer, job, pod
 from tests.launch.conftest import Start
 
@@ -70,9 +70,9 @@ def test_a_pod_out_of_memory_is_named_with_peak_and_limit_and_its_retry_gets_mor
     assert "memory peaked at 511 MiB" in text
     failed = instance.get_run_by_id(run.run_id)
     assert failed
-    assert failed.tags[MEMORY_TAG] == "512Mi"
+    assert failed.tags[KILLED_AT_TAG] == "512Mi"
     assert _resources(launcher, failed) == {"requests": {"memory": "768Mi"}, "limits": {"memory": "768Mi"}}
-    again = failed.with_tags({MEMORY_TAG: "768Mi"})
+    again = failed.with_tags({KILLED_AT_TAG: "768Mi"})
     assert _resources(launcher, again)["limits"] == {"memory": "1024Mi"}  # the cap
 
 

@@ -1,8 +1,11 @@
 """A small project of its own for the tests of whole runs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from pipeline.operate.scaffold import write_project
 from pipeline.settings import Settings
@@ -37,3 +40,16 @@ def project(settings: Settings, tmp_path: Path) -> Settings:
     )
     (models / "marts" / "fct_sales.sql").write_text("select id, city, amount from {{ source('second', 'sales') }}\n")
     return settings.model_copy(update={"project_dir": directory})
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of an S3 server that has one bucket, company."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIABACKUP")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim-s3")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="company")
+    yield f"http://{host}:{port}"
+    server.stop()

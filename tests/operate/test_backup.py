@@ -17,7 +17,6 @@ import dagster as dg
 import psutil
 import psycopg2
 import pytest
-from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
 from pipeline.errors import BackupError, ConfigError, ServiceError
@@ -84,18 +83,6 @@ def installation(settings: Settings, administrator: Execute) -> Iterator[Setting
     yield settings
     for (name,) in administrator("SELECT datname FROM pg_database WHERE datname ~ '_(before|restore)'"):
         administrator(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIABACKUP")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim-s3")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="company")
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 def run_trips(settings: Settings) -> str:
@@ -486,7 +473,7 @@ def test_maintenance_knows_the_pin_from_the_command_and_the_job(installation: Se
 
 CHILD = """
 import sys
-from pipeline.operate import backup, backup_store, restore
+from pipeline.operate import backup, store, restore
 from pipeline.settings import Settings
 
 what, target, moment = sys.argv[1:]
@@ -504,7 +491,7 @@ def half(blocks):
         stop()
 
 
-folder = backup_store._Folder
+folder = store._Folder
 write, read, delete = folder.write, folder.read, folder.delete
 if what == "backup":
     if moment == "register":

@@ -15,6 +15,7 @@ from dagster._core.test_utils import create_run_for_test
 from pipeline.operate.database import connect
 from pipeline.operate.instance import ensure_instance, open_instance
 from pipeline.operate.retention import Purged, purge, rotate_log
+from pipeline.operate.store import open_store
 from pipeline.settings import Settings
 
 MONTHS = dg.StaticPartitionsDefinition(["2021-01", "2021-02", "2021-03", "2021-04"])
@@ -196,3 +197,23 @@ def test_a_long_log_is_moved_away_while_its_writer_goes_on(tmp_path: Path) -> No
     assert log.read_text() == "after\n"
     (moved,) = (tmp_path / "old").iterdir()
     assert moved.read_text() == "before\n"
+
+
+def test_old_output_of_runs_goes_where_it_lies_in_a_bucket_or_a_folder_of_its_own(
+    settings: Settings, tmp_path: Path, bucket: str
+) -> None:
+    ensure_instance(settings)
+    folder = settings.model_copy(update={"compute_logs": str(tmp_path / "logs")})
+    old = tmp_path / "logs" / "run1" / "a.err"
+    old.parent.mkdir(parents=True)
+    old.write_text("line")
+    os.utime(old, (0, 0))
+    in_bucket = settings.model_copy(update={"compute_logs": "s3://company/logs", "s3_endpoint": bucket})
+    store = open_store("s3://company/logs", in_bucket)
+    store.write("run1/a.err", [b"line"])
+
+    assert purge(folder, older_than_days=30, now=NOW).files == 1
+    assert not old.exists()
+    assert purge(in_bucket, older_than_days=30, now=datetime.now(UTC)).files == 0
+    assert purge(in_bucket, older_than_days=30, now=datetime.now(UTC) + timedelta(days=31)).files == 1
+    assert store.sizes() == {}

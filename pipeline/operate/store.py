@@ -1,13 +1,13 @@
-"""Where backups and the lake's files lie: a folder or a bucket, read, written and listed alike.
+"""Where backups, the lake's files and runs' logs lie: a folder or a bucket, read, written and listed alike.
 
-Names are relative to the location, with ``/`` between their parts. What the files mean is `backup`'s business.
+Names are relative to the location, with ``/`` between their parts. What the files mean is their owner's business.
 """
 
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +37,9 @@ class Store(Protocol):
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Name and bytes of every file below *folder*."""
+
+    def unchanged_since(self, moment: datetime) -> list[str]:
+        """Names of the files that were last written before *moment*."""
 
     def read(self, name: str) -> Iterator[bytes]:
         """The content of one file, in blocks."""
@@ -109,6 +112,14 @@ class _Folder:
                     with suppress(FileNotFoundError):
                         found[path.relative_to(self.path).as_posix()] = path.stat().st_size
         return found
+
+    def unchanged_since(self, moment: datetime) -> list[str]:
+        def is_older(name: str) -> bool:
+            with self._errors("Listing"), suppress(FileNotFoundError):
+                return (self.path / name).stat().st_mtime < moment.timestamp()
+            return False
+
+        return [name for name in self.sizes() if is_older(name)]
 
     def read(self, name: str) -> Iterator[bytes]:
         with self._errors("Reading"), (self.path / name).open("rb") as file:
@@ -183,6 +194,12 @@ class _Bucket:
         with self._errors("Listing"):
             pages = self.store.list(prefix=f"{self.prefix}{folder}" or None)
             return {item["path"].removeprefix(self.prefix): item["size"] for page in pages for item in page}
+
+    def unchanged_since(self, moment: datetime) -> list[str]:
+        with self._errors("Listing"):
+            pages = self.store.list(prefix=self.prefix or None)
+            found = [item for page in pages for item in page if item["last_modified"] < moment]
+            return [item["path"].removeprefix(self.prefix) for item in found]
 
     def read(self, name: str) -> Iterator[bytes]:
         with self._errors("Reading"):

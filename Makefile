@@ -18,10 +18,10 @@ test: $(READY)  ## all tests but those of a cluster and the benchmarks
 	@$(BIN)/python -m pytest --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=85 -m 'not benchmark and not cluster'
 
 test-cluster: $(READY)  ## image and chart on the Kubernetes of KUBECONFIG, which has the image MILLRACE_TEST_IMAGE
-	@$(BIN)/python -m pytest -m cluster --no-cov tests/cluster
+	@$(BIN)/python -m pytest -m cluster --no-cov --timeout 900 tests/cluster
 
 test-faults: $(READY)  ## every fault of docs/faults.md on the same Kubernetes
-	@$(BIN)/python -m pytest -m cluster --no-cov tests/faults
+	@$(BIN)/python -m pytest -m cluster --no-cov --timeout 900 tests/faults
 
 check: $(READY)  ## lint, types, import rules, dbt parse, Dagster definitions
 	$(BIN)/ruff check .

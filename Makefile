@@ -15,13 +15,13 @@ dev: $(READY)  ## the same project with code server, daemon and UI on http://loc
 	@$(BIN)/python -m pipeline.projects.nyc.demo up
 
 test: $(READY)  ## all tests but those of a cluster and the benchmarks
-	@$(BIN)/python -m pytest --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=85 -m 'not benchmark and not cluster'
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=85 -m 'not benchmark and not cluster'
 
 test-cluster: $(READY)  ## image and chart on the Kubernetes of KUBECONFIG, which has the image MILLRACE_TEST_IMAGE
 	@$(BIN)/python -m pytest -m cluster --no-cov --timeout 900 tests/cluster
 
-test-faults: $(READY)  ## every fault of docs/faults.md on the same Kubernetes
-	@$(BIN)/python -m pytest -m cluster --no-cov --timeout 900 tests/faults
+test-faults: $(READY)  ## every fault of docs/faults.md on the same Kubernetes; ONLY='a or b' chooses
+	@$(BIN)/python -m pytest -m cluster --no-cov --timeout 900 --durations 0 -k '$(or $(ONLY),test_)' tests/faults
 
 check: $(READY)  ## lint, types, import rules, dbt parse, Dagster definitions
 	$(BIN)/ruff check .

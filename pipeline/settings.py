@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -276,6 +276,14 @@ class Settings(BaseSettings):
             if password:
                 parts["password"] = password
         return parts
+
+    def s3_options(self) -> dict[str, Any]:
+        """The server of buckets, as obstore's ``S3Store`` takes it."""
+        options: dict[str, Any] = {"region": self.s3_region}
+        if self.s3_endpoint:
+            options["endpoint"] = self.s3_endpoint if "://" in self.s3_endpoint else f"https://{self.s3_endpoint}"
+            options["virtual_hosted_style_request"] = False
+        return options
 
     def libpq_environment(self, database: str = "lake", role: Role | None = None) -> dict[str, str]:
         """``PG*`` variables: what DuckDB's catalogue connection, dbt and psql read. Never put into arguments."""

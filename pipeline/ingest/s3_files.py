@@ -65,11 +65,7 @@ def _store(location: str, settings: Settings) -> tuple[Any, str]:
     from obstore.store import S3Store
 
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
-    options: dict[str, Any] = {"region": settings.s3_region}
-    if settings.s3_endpoint:
-        endpoint = settings.s3_endpoint
-        options["endpoint"] = endpoint if "://" in endpoint else f"https://{endpoint}"
-        options["virtual_hosted_style_request"] = False
+    options = settings.s3_options()
     if not os.environ.get("AWS_ACCESS_KEY_ID"):
         options["skip_signature"] = True  # public buckets, which most providers have
     limits: Any = {"allow_http": True, "timeout": f"{TIMEOUT_SECONDS}s", "connect_timeout": "10s"}

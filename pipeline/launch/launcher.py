@@ -17,9 +17,9 @@ from dagster_k8s import K8sRunLauncher
 from dagster_k8s.client import DagsterK8sAPIRetryLimitExceeded, DagsterK8sUnrecoverableAPIError
 from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import UserDefinedDagsterK8sConfig, get_job_name_from_run_id
+from kubernetes.client import ApiClient
 from kubernetes.client.rest import ApiException
 from kubernetes.utils.quantity import parse_quantity
-from urllib3 import Timeout
 from urllib3.exceptions import HTTPError
 
 from pipeline.launch.pods import CANNOT_START, KILLED_AT_TAG, Verdict, verdict
@@ -37,6 +37,13 @@ NOT_KNOWN = (ApiException, DagsterK8sAPIRetryLimitExceeded, DagsterK8sUnrecovera
 MIB = 1 << 20
 
 
+class _BoundedApiClient(ApiClient):  # type: ignore[misc]
+    """Bounds every call in time. The stock client's default is none, whatever its pool of connections is told."""
+
+    def request(self, *args: Any, _request_timeout: float | None = None, **more: Any) -> Any:
+        return super().request(*args, _request_timeout=_request_timeout or CALL_SECONDS, **more)
+
+
 class RunLauncher(K8sRunLauncher):
     """`K8sRunLauncher` that tells "not known" from "dead", and says what a pod died of.
 
@@ -48,8 +55,7 @@ class RunLauncher(K8sRunLauncher):
         self._out_of_memory = out_of_memory
         super().__init__(**stock)
         for api in (self._api_client.batch_api, self._api_client.core_api):
-            pool = api.api_client.rest_client.pool_manager
-            pool.connection_pool_kw["timeout"] = Timeout(connect=CALL_SECONDS, read=CALL_SECONDS)
+            api.api_client = _BoundedApiClient(api.api_client.configuration)
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
@@ -82,9 +88,10 @@ class RunLauncher(K8sRunLauncher):
 
         A Job is named for its run, so that one made by a call that seemed to fail is found and not made twice.
         """
-        run = _with_amounts_of_assets(context)
-        if run.tags != context.dagster_run.tags:
-            self._instance.add_run_tags(run.run_id, run.tags)
+        run = context.dagster_run
+        if amounts := _amounts_of_assets(context):
+            self._instance.add_run_tags(run.run_id, amounts)
+            run = run.with_tags({**run.tags, **amounts})
         deadline = time.monotonic() + LAUNCH_SECONDS
         while True:
             try:
@@ -188,20 +195,21 @@ class RunLauncher(K8sRunLauncher):
         return verdict(pods[-1] if pods else None, events)
 
 
-def _with_amounts_of_assets(context: LaunchRunContext) -> DagsterRun:
-    """The run with the largest CPU and memory that one of its assets asks for, unless its own tags say it."""
+def _amounts_of_assets(context: LaunchRunContext) -> dict[str, str]:
+    """Tags with the largest CPU and memory that one of the run's assets asks for, where its own tags do not say it."""
     run, origin = context.dagster_run, context.dagster_run.remote_job_origin
-    asked = {tag: run.tags[tag] for tag in AMOUNT_TAGS if tag in run.tags}
-    if len(asked) == len(AMOUNT_TAGS) or not origin or not context.workspace:
-        return run
+    missing = AMOUNT_TAGS.keys() - run.tags.keys()
+    if not missing or not origin or not context.workspace:
+        return {}
     location = context.workspace.get_code_location(origin.repository_origin.code_location_origin.location_name)
     graph = location.get_repository(origin.repository_origin.repository_name).asset_graph
     keys = run.asset_selection or graph.asset_keys_for_job(run.job_name)
-    for tag in AMOUNT_TAGS.keys() - asked.keys():
+    asked = {}
+    for tag in missing:
         amounts = [graph.get(key).tags[tag] for key in keys if graph.has(key) and tag in graph.get(key).tags]
         if amounts:
             asked[tag] = max(amounts, key=parse_quantity)
-    return run.with_tags({**run.tags, **asked})
+    return asked
 
 
 def _api_error(error: BaseException) -> BaseException:

@@ -31,12 +31,14 @@ def execute(run_id: str, instance: DagsterInstance, *, exit_code_on_failure: boo
     run = instance.get_run_by_id(run_id)
     if run and KILLED_AT_TAG in run.tags:  # inherited from the run that this one repeats, as is the permission
         instance.add_run_tags(run_id, {RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "false"})
-    before = read_memory()
+    kills = read_memory().kills
 
     def on_event(event: DagsterEvent) -> None:
         """Called between a step's failure and the run's: what is tagged now counts for the decision on a retry."""
-        if event.event_type == DagsterEventType.STEP_FAILURE and read_memory().kills > before.kills:
-            _report_out_of_memory(instance, run_id, read_memory())
+        nonlocal kills
+        if event.event_type == DagsterEventType.STEP_FAILURE and (memory := read_memory()).kills > kills:
+            kills = memory.kills  # a later failure of another step has its own reason
+            _report_out_of_memory(instance, run_id, memory)
 
     return _execute_run_command_body(run_id, instance, on_event, exit_code_on_failure)
 

@@ -133,7 +133,8 @@ def prepare(admin_url: str) -> None:
     """
     import psycopg2.extensions
 
-    parts = {"dbname": "postgres", **psycopg2.extensions.parse_dsn(admin_url)}
+    parts = psycopg2.extensions.parse_dsn(admin_url)
+    parts["dbname"] = _other_than_ours(parts)
     prepare_roles(parts)
     with _administrator(parts) as execute:
         for database in DATABASES:
@@ -141,6 +142,19 @@ def prepare(admin_url: str) -> None:
                 execute("CREATE DATABASE {} OWNER {}", names=[database, owner_role(parts)])
     for database in DATABASES:
         prepare_database(parts, database)
+
+
+def administration_database(settings: Settings) -> str:
+    """A database that is there before ours are: the one that the address names, or ``postgres``."""
+    import psycopg2.extensions
+
+    assert settings.database_url
+    return _other_than_ours(psycopg2.extensions.parse_dsn(settings.database_url.get_secret_value()))
+
+
+def _other_than_ours(parts: dict[str, str]) -> str:
+    name = parts.get("dbname", "")
+    return "postgres" if name in ("", *DATABASES) else name
 
 
 def owner_role(parts: dict[str, str]) -> str:

@@ -73,8 +73,8 @@ def _instance(settings: Settings) -> dict[str, Any]:
             "class": "QueuedRunCoordinator",
             "config": {
                 "dequeue_interval_seconds": 1,
-                "max_user_code_failure_retries": 20,  # default 0: a restart of the code server loses queued runs
-                "user_code_failure_retry_delay": 5,
+                "max_user_code_failure_retries": 360,  # an hour; default 0: a restart of the code server loses queued runs
+                "user_code_failure_retry_delay": 10,
             },
         },
         "concurrency": {

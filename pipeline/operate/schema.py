@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ServiceError
-from pipeline.operate.database import connect, embedded_url, prepare
+from pipeline.operate.database import administration_database, alone, connect, embedded_url, prepare
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ log = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 REPEAT_SECONDS = 30.0
-LOCK_SECONDS = 1800.0  # an index over a long history takes minutes
-LOCK = "SELECT pg_try_advisory_lock(hashtextextended('millrace schema', 0))"
+PATIENCE_SECONDS = 1800.0  # an index over a long history takes minutes
 
 
 def migrate(settings: Settings) -> bool:
@@ -74,7 +73,7 @@ def wait_until_ready(
 ) -> None:
     """Return when the server answers, with *tables* when they are made too; *echo* hears what is missing meanwhile.
 
-    The database of `Settings.database_url` is asked, as ours may not be made yet.
+    Without *tables* another database than ours is asked, as ours may not be made yet.
 
     Raises:
         ServiceError: after *timeout_seconds*, with what is missing.
@@ -94,8 +93,7 @@ def _missing(settings: Settings, *, tables: bool) -> str:
 
     try:
         if not tables:
-            assert settings.database_url
-            psycopg2.connect(settings.database_url.get_secret_value(), connect_timeout=10).close()
+            connect(settings, administration_database(settings)).close()
             return ""
         with closing(connect(settings)) as connection:
             return "" if _comment(connection) else "the tables are not made yet: `millrace migrate` makes them"
@@ -131,20 +129,19 @@ def _alone(settings: Settings) -> "Iterator[psycopg2.extensions.connection]":
     It is asked for again and again: one call that waits would hold a snapshot, and the other process's CREATE INDEX
     CONCURRENTLY waits for every snapshot to end.
     """
-    deadline = time.monotonic() + LOCK_SECONDS
-    with closing(connect(settings)) as connection, connection.cursor() as cursor:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    with closing(connect(settings)) as connection:
         connection.autocommit = True
         while True:
-            cursor.execute(LOCK)
-            if cursor.fetchone() == (True,):
-                break
+            with alone(connection, "millrace schema") as is_alone:
+                if is_alone:
+                    yield connection
+                    return
             if time.monotonic() > deadline:
                 raise ServiceError(
-                    f"Upgrading the tables: another process has been doing it for {LOCK_SECONDS:.0f} s. Look at what it waits "
-                    "for in pg_stat_activity, end it and run `millrace migrate` again."
+                    f"Upgrading the tables: another process has been doing it for {PATIENCE_SECONDS:.0f} s. Look at what it "
+                    "waits for in pg_stat_activity, end it and run `millrace migrate` again."
                 )
-            time.sleep(0.2)
-        yield connection
 
 
 def _comment(connection: "psycopg2.extensions.connection") -> str | None:

@@ -170,14 +170,9 @@ class _Bucket:
         from obstore.store import S3Store
 
         bucket, _, prefix = location.removeprefix("s3://").partition("/")
-        options: dict[str, Any] = {"region": settings.s3_region}
-        if settings.s3_endpoint:
-            endpoint = settings.s3_endpoint
-            options["endpoint"] = endpoint if "://" in endpoint else f"https://{endpoint}"
-            options["virtual_hosted_style_request"] = False
         limits: Any = {"allow_http": True, "timeout": "300s", "connect_timeout": "10s"}
         self.location, self.prefix = location, f"{prefix}/" if prefix else ""
-        self.store = S3Store(bucket, **options, client_options=limits, retry_config=RETRIES)
+        self.store = S3Store(bucket, **settings.s3_options(), client_options=limits, retry_config=RETRIES)
 
     def exists(self) -> bool:
         return True

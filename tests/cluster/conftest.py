@@ -39,17 +39,24 @@ def needs_a_cluster() -> None:
         pytest.fail(text) if os.environ.get("MILLRACE_REQUIRE_TOOLS") == "1" else pytest.skip(text)
 
 
-def trials_release(namespace: str, *values: str) -> Release:
-    """A release with everything that the tests launch, installed by one command once its ConfigMap is there."""
-    release = Release(namespace, values=[*VALUES, *values])
-    kubectl("create", "namespace", namespace)
-    kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+def configmap_of_trials(namespace: str) -> None:
+    """The second code location, as tests/cluster/trials.yaml mounts it."""
     files = [
         f"--from-file={file}"
         for file in sorted((HERE / "trials").rglob("*"))
         if file.is_file() and "__pycache__" not in str(file)
     ]
     kubectl("-n", namespace, "create", "configmap", "trials", *files)
+
+
+def trials_release(namespace: str, *values: str, objects: str = "") -> Release:
+    """A release with everything that the tests launch, installed by one command once its ConfigMap and *objects* are there."""
+    release = Release(namespace, values=[*VALUES, *values])
+    kubectl("create", "namespace", namespace)
+    kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    configmap_of_trials(namespace)
+    if objects:
+        kubectl("-n", namespace, "apply", "-f", "-", stdin=objects)
     release.helm("install")
     kubectl("-n", namespace, "exec", "deploy/example", "--", "sh", "-c", f"mkdir -p /srv/example/data/months; {MONTHS}")
     return release

@@ -6,16 +6,19 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from pipeline.operate.schema import wanted_version
+from tests.cluster.conftest import trials_release
 from tests.cluster.release import Release, kubectl, until
 
 # Two revisions of Dagster's back: with other indexes, on which the running version works as well.
 OLDER = """COMMENT ON SCHEMA millrace IS 'dagster 1.0.0, millrace 0000'; DROP INDEX idx_run_tags_run_id;
 CREATE INDEX idx_run_tags ON run_tags (key, value); UPDATE alembic_version SET version_num = '16e3655b4d9b'"""
+README = Path(__file__).parents[2] / "deploy" / "README.md"
 LONGEST = "a-release-name-of-fifty-three-characters-is-the-longest"[:53]
 
 
@@ -124,6 +127,80 @@ def test_an_upgrade_migrates_an_older_database_harms_no_run_and_the_ui_stays_up(
         capture_output=True,
     )
     release.wait(release.launch(assets=["first"], location="trials"), "SUCCESS")
+
+
+def test_a_migration_that_is_killed_is_made_by_the_next_attempt(release: Release):
+    release.database(OLDER)
+    # Readers go on, and what changes the table waits.
+    hold = "BEGIN; LOCK TABLE run_tags IN ACCESS SHARE MODE; SELECT pg_sleep(20)"
+    holder = threading.Thread(target=lambda: release.database(hold))
+    upgrade = threading.Thread(target=release.upgrade)
+    holder.start()
+    upgrade.start()
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'run_tags'"
+    until(lambda: release.database(waits) != [["0"]], seconds=60, what="a migration in the middle")
+    release.kill(release.pod("migration"))
+    holder.join()
+    upgrade.join()
+
+    version = "SELECT obj_description(to_regnamespace('millrace')::oid, 'pg_namespace')"
+    assert release.database(version) == [[wanted_version()]]
+    indexes = {name for (name,) in release.database("SELECT indexname FROM pg_indexes WHERE tablename = 'run_tags'")}
+    assert "idx_run_tags" not in indexes
+
+
+def test_what_the_readme_says_about_restoring_brings_back_runs_lake_and_the_older_tables(
+    namespace: str, tmp_path: Path
+):
+    release = trials_release(namespace, "--set", "backup.enabled=true,backup.files=true")
+    kept = release.launch(assets=["writer_0"], location="trials")
+    release.wait(kept, "SUCCESS")
+    release.database(OLDER)
+    kubectl("-n", namespace, "create", "job", "before", "--from=cronjob/millrace-backup")
+    kubectl("-n", namespace, "wait", "--for=condition=Complete", "job/before", "--timeout=110s")
+    release.upgrade()
+    later = release.launch(assets=["writer_1"], location="trials")
+    release.wait(later, "SUCCESS")
+    until(lambda: not release.pods("run_worker") or _all_over(release), seconds=60, what="no run pod at work")
+
+    said = follow(README, "## Backup and restore", namespace, tmp_path)
+    assert "Restored 2" in said
+    assert "_before_" in said
+    helm = ["helm", "rollback", release.name, "1", "-n", namespace, "--wait", "--timeout", "180s"]
+    subprocess.run(helm, check=True, capture_output=True)
+
+    comment = "SELECT obj_description(to_regnamespace('millrace')::oid, 'pg_namespace')"
+    assert release.database(comment) == [["dagster 1.0.0, millrace 0000"]]
+    assert [run["runId"] for run in until(release.runs, seconds=60, what="runs in the UI")] == [kept]
+    assert release.lake("SELECT count(*) AS n FROM trials.writer_0") == [{"n": 5000}]
+    again = release.launch(assets=["writer_1"], location="trials")
+    release.wait(again, "SUCCESS")
+    assert release.lake("SELECT count(*) AS n FROM trials.writer_1") == [{"n": 5000}]
+
+
+def _all_over(release: Release) -> bool:
+    return all(pod["status"]["phase"] in ("Succeeded", "Failed") for pod in release.pods("run_worker"))
+
+
+def follow(page: Path, heading: str, namespace: str, tmp_path: Path) -> str:
+    """Run the commands under *heading* as a person in *namespace* would; returns what they print."""
+    section = page.read_text().split(f"{heading}\n", 1)[1]
+    commands = section.split("```\n", 2)[1]
+    config = tmp_path / "kubeconfig"
+    config.write_text(Path(os.environ["KUBECONFIG"]).read_text())
+    environment = {**os.environ, "KUBECONFIG": str(config)}
+    context = ["kubectl", "config", "set-context", "--current", f"--namespace={namespace}"]
+    subprocess.run(context, env=environment, check=True, capture_output=True)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 class Watch:

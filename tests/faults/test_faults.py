@@ -1,30 +1,36 @@
 """A fault beside a run that works: in the end its work is done, once, and everything runs again."""
 
+import json
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.release import Release, until
-from tests.faults.conftest import OUTAGE_SECONDS, Fault, kill, without, without_postgres
+from tests.cluster.conftest import trials_release
+from tests.cluster.release import Release, kubectl, until
+from tests.faults.conftest import OUTAGE_SECONDS, Fault, evict, kill, node, without, without_postgres
 
 CONVERGED_SECONDS = 180.0
+SAID_SECONDS = 120.0
 SERVICES = ("code", "daemon", "webserver", "postgresql")
+TRIALS = "millrace-code-trials"
+ABSENT = "registry.example.test/absent:1"
 
 FAULTS = [
-    pytest.param(kill("run_worker"), id="run-pod-killed", marks=pytest.mark.always),
-    pytest.param(kill("daemon"), id="daemon-killed", marks=pytest.mark.always),
-    pytest.param(without_postgres, id="postgres-60-s", marks=pytest.mark.always),
-    pytest.param(without("apiserver"), id="api-server-60-s", marks=[pytest.mark.always, pytest.mark.node]),
-    pytest.param(kill("webserver"), id="webserver-killed"),
-    pytest.param(kill("code"), id="code-location-killed"),
-    pytest.param(kill("postgresql"), id="postgres-killed"),
-    pytest.param(without("kubelet"), id="kubelet-60-s", marks=pytest.mark.node),
+    pytest.param(kill("run_worker"), 15, id="run-pod-killed"),
+    pytest.param(evict, 15, id="run-pod-evicted"),
+    pytest.param(kill("daemon"), 15, id="daemon-killed"),
+    pytest.param(kill("webserver"), 15, id="webserver-killed"),
+    pytest.param(kill("code"), 15, id="code-location-killed"),
+    pytest.param(kill("postgresql"), 15, id="postgres-killed"),
+    pytest.param(without_postgres, OUTAGE_SECONDS + 15, id="postgres-60-s"),
+    pytest.param(without("apiserver"), OUTAGE_SECONDS + 15, id="api-server-60-s", marks=pytest.mark.node),
+    pytest.param(without("kubelet"), OUTAGE_SECONDS + 15, id="kubelet-60-s", marks=pytest.mark.node),
 ]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_the_work_of_a_run_is_done_once_and_everything_runs_again(release: Release, fault: Fault):
-    works_seconds = OUTAGE_SECONDS + 20
+@pytest.mark.parametrize(("fault", "works_seconds"), FAULTS)
+def test_the_work_of_a_run_is_done_once_and_everything_runs_again(release: Release, fault: Fault, works_seconds: float):
     run_id = release.launch(assets=["sleeps"], location="trials", tags={"trials/seconds": f"{works_seconds:.0f}"})
     release.wait(run_id, "STARTED", seconds=120)
 
@@ -41,6 +47,134 @@ def test_the_work_of_a_run_is_done_once_and_everything_runs_again(release: Relea
     assert release.lake(f"SELECT count(*) AS n FROM trials.sleeps WHERE key = '{run_id}'") == [{"n": 1}]
     assert _under_way(release) == []
     assert time.monotonic() - ended < works_seconds + CONVERGED_SECONDS
+
+
+def test_a_run_that_fills_its_nodes_disk_is_evicted_named_and_tried_again(release: Release):
+    limits = {"container_config": {"resources": {"limits": {"ephemeral-storage": "64Mi", "memory": "1Gi"}}}}
+    run_id = release.launch(assets=["fills"], location="trials", tags={"dagster-k8s/config": json.dumps(limits)})
+    release.wait(run_id, "FAILURE", seconds=SAID_SECONDS)
+
+    text = "\n".join(release.messages(run_id))
+    assert "its pod was evicted" in text, text
+    assert "ephemeral" in text
+    release.wait(release.retry_of(run_id)["runId"], "SUCCESS")
+    assert release.lake(f"SELECT count(*) AS n FROM trials.fills WHERE key = '{run_id}'") == [{"n": 1}]
+
+
+def test_an_image_that_does_not_exist_is_named_within_two_minutes(release: Release, image_of_trials: None):
+    started = time.monotonic()
+    run_id = release.launch(assets=["first"], location="trials")
+    release.wait(run_id, "FAILURE", seconds=SAID_SECONDS)
+
+    text = "\n".join(release.messages(run_id))
+    assert f"Correct the image {ABSENT}" in text, text
+    assert time.monotonic() - started < SAID_SECONDS
+    until(lambda: not release.get("pods", "-l", f"dagster/run-id={run_id}"), seconds=120, what="no pod of the run")
+
+
+@pytest.fixture
+def image_of_trials(release: Release) -> Iterator[None]:
+    """Runs of location trials get an image that no registry has: it was deleted since the location started."""
+    deployment = f"deployment/{TRIALS}"
+    query = """{ workspaceOrError { ... on Workspace { locationEntries { name displayMetadata { key value } } } } }"""
+
+    def image() -> str:
+        entries = release.graphql(query)["workspaceOrError"]["locationEntries"]
+        (found,) = [entry["displayMetadata"] for entry in entries if entry["name"] == "trials"]
+        return str(next(each["value"] for each in found if each["key"] == "image"))
+
+    before = image()
+    kubectl("-n", release.namespace, "set", "env", deployment, f"DAGSTER_CURRENT_IMAGE={ABSENT}")
+    try:
+        kubectl("-n", release.namespace, "rollout", "status", deployment, "--timeout=110s")
+        until(lambda: image() == ABSENT, seconds=90, what="the other image in the UI")
+        yield
+    finally:
+        kubectl("-n", release.namespace, "rollout", "undo", deployment)
+        kubectl("-n", release.namespace, "rollout", "status", deployment, "--timeout=110s")
+        until(lambda: image() == before, seconds=90, what="the image of before in the UI")
+
+
+def test_queued_runs_wait_for_a_code_location_that_crashes_again_and_again(release: Release):
+    at_work = [
+        release.launch(assets=["sleeps"], location="trials", tags={"trials/seconds": "40"})
+        for _ in range(4)  # of tests/cluster/trials.yaml: no more at once
+    ]
+    for run_id in at_work:
+        release.wait(run_id, "STARTED", seconds=120)
+    queued = release.launch(assets=["first"], location="trials")
+    code = json.loads(kubectl("-n", release.namespace, "get", "configmap", "trials", "-o", "json"))["data"]["trials.py"]
+    try:
+        _write_trials(release, "import os\nos._exit(7)\n")
+        (pod,) = release.get("pods", "-l", "app.kubernetes.io/component=code,dagster/code-location=trials")
+        release.kill(pod["metadata"]["name"])
+        until(lambda: _restarts(release) >= 2, seconds=150, what="a crash loop")
+        for run_id in at_work:  # their pods have their own copy of the code
+            release.wait(run_id, "SUCCESS")
+        time.sleep(20)
+        assert release.run(queued)["status"] == "QUEUED"
+    finally:
+        _write_trials(release, code)
+
+    release.wait(queued, "SUCCESS", seconds=CONVERGED_SECONDS)
+
+
+def _write_trials(release: Release, code: str) -> None:
+    patch = json.dumps({"data": {"trials.py": code}})
+    kubectl(
+        "-n", release.namespace, "patch", "configmap", "trials", "--type=merge", "--patch-file=/dev/stdin", stdin=patch
+    )
+
+
+def _restarts(release: Release) -> int:
+    pods = release.get("pods", "-l", "app.kubernetes.io/component=code,dagster/code-location=trials")
+    return max(each["restartCount"] for pod in pods for each in pod["status"]["containerStatuses"])
+
+
+@pytest.mark.node
+def test_a_full_volume_is_named_harms_nothing_and_is_forgotten_once_there_is_room(on_a_small_disk: Release):
+    release = on_a_small_disk
+    release.wait(release.launch(assets=["writer_0"], location="trials"), "SUCCESS")
+    fill = "cat /dev/zero > /var/lib/millrace-lake/ballast 2>/dev/null; df /var/lib/millrace-lake | tail -1"
+    assert release.execute("code", "sh", "-c", fill).split()[3] == "0"
+
+    refused = release.launch(assets=["writer_1"], location="trials")
+    release.wait(refused, "FAILURE")
+    text = "\n".join(release.messages(refused))
+    assert "No space left on device" in text, text
+    assert "/var/lib/millrace-lake" in text
+    whole = [{"n": 5000, "batches": 5}]
+    assert release.lake("SELECT count(*) AS n, count(DISTINCT key) AS batches FROM trials.writer_0") == whole
+
+    release.execute("code", "rm", "/var/lib/millrace-lake/ballast")
+    release.wait(release.launch(assets=["writer_1"], location="trials"), "SUCCESS")
+    assert release.lake("SELECT count(*) AS n, count(DISTINCT key) AS batches FROM trials.writer_1") == whole
+
+
+@pytest.fixture
+def on_a_small_disk(needs_a_cluster: None) -> Iterator[Release]:
+    """A release of this test's own whose lake has 64 MiB."""
+    name = "millrace-small-disk"
+    size = {"storage": "64Mi"}
+    volume = {
+        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name},
+        "spec": {"capacity": size, "accessModes": ["ReadWriteOnce"], "storageClassName": "", "hostPath": {"path": node("start", "disk")},
+                 "claimRef": {"name": "small", "namespace": name}},
+    }  # fmt: skip
+    claim = {
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "small"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "resources": {"requests": size}, "volumeName": name},
+    }  # fmt: skip
+    release = None
+    try:
+        kubectl("apply", "-f", "-", stdin=json.dumps(volume))
+        release = trials_release(name, "--set", "lake.volume.existingClaim=small", objects=json.dumps(claim))
+        yield release
+    finally:
+        kubectl("delete", "namespace", name, "--timeout=110s", check=False)
+        Release(name).remove()
+        kubectl("delete", "persistentvolume", name, "--wait=false", check=False)
+        node("stop", "disk")
 
 
 def _is_done(release: Release, run_id: str) -> bool:

@@ -67,7 +67,7 @@ def helm(*args: str) -> "subprocess.CompletedProcess[str]":
 def render(
     scenario: str = "", *settings: str, release: str = "millrace", namespace: str = "data", upgrade: bool = False
 ) -> Rendered:
-    """The objects of ci/*scenario*.yaml with *settings* (as for ``--set``) on top."""
+    """The objects of ci/*scenario*.yaml, or ``example``, with *settings* (as for ``--set``) on top."""
     result = _template(scenario, settings, release, namespace, upgrade)
     assert result.returncode == 0, result.stderr
     return Rendered(tuple(item for item in yaml.safe_load_all(result.stdout) if item))
@@ -83,7 +83,8 @@ def refusal(*settings: str, scenario: str = "", extra: tuple[str, ...] = ()) -> 
 def _template(
     scenario: str, settings: tuple[str, ...], release: str, namespace: str, upgrade: bool, extra: tuple[str, ...] = ()
 ) -> "subprocess.CompletedProcess[str]":
-    values = ["--values", str(CHART / "ci" / f"{scenario}.yaml")] if scenario else []
+    file = CHART / ("ci" if scenario in SCENARIOS else ".") / f"{scenario}.yaml"
+    values = ["--values", str(file)] if scenario else []
     sets = [part for setting in settings for part in ("--set", setting)]
     flags = ["--is-upgrade"] if upgrade else []
     return helm("template", release, str(CHART), "--namespace", namespace, *values, *sets, *flags, *extra)

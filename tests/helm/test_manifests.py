@@ -101,6 +101,12 @@ def test_every_object_is_valid(rendered: Rendered, version: str):
             _validate(json.dumps(item, sort_keys=True), version)
 
 
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_every_object_of_the_example_is_valid(version: str):
+    for item in render("example").objects:
+        _validate(json.dumps(item, sort_keys=True), version)
+
+
 @functools.cache  # 25 ms each, and most objects are the same in every scenario
 def _validate(item: str, version: str) -> None:
     kubernetes_validate.validate(json.loads(item), version, strict=True)

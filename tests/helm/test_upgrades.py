@@ -191,7 +191,31 @@ def test_the_migration_alone_makes_tables_and_goes_round_the_pooler(upgrade: boo
 def test_the_migration_waits_for_the_database_and_says_so():
     (wait,) = render("default").named("Job", "millrace-migration-1")["spec"]["template"]["spec"]["initContainers"]
 
-    assert (wait["name"], wait["command"]) == ("wait-database", ["millrace", "wait-database"])
+    assert (wait["name"], wait["command"]) == ("wait-database", ["millrace", "wait-database", "--timeout", "120"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "target"),
+    [("backup.files=true", "/var/lib/millrace-backup"), ("backup.type=s3,backup.url=s3://b/x", "s3://b/x")],
+)
+def test_a_restore_is_made_on_request_alone_and_tried_once(settings: str, target: str):
+    rendered = render("default", f"backup.enabled=true,{settings}")
+    backup, restore = (rendered.named("CronJob", f"millrace-{name}")["spec"] for name in ("backup", "restore"))
+    command = restore["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["command"]
+
+    assert (backup["suspend"], restore["suspend"]) == (False, True)
+    assert restore["jobTemplate"]["spec"]["backoffLimit"] == 0
+    assert command == ["millrace", "restore", "--from", target, "--replace"]
+    of_backup = backup["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert of_backup == [
+        "millrace",
+        "backup",
+        "--to",
+        target,
+        "--keep",
+        "7",
+        *(["--files"] if "files" in settings else []),
+    ]
 
 
 @pytest.mark.parametrize("setting", ["runs.maxConcurrent=11", "retention.days=31", "lake.type=s3,lake.url=s3://l"])

@@ -1,28 +1,11 @@
 """A whole run whose lake is on a real S3 server: files, dbt, checks."""
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import boto3
-import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline.lake.connection import Lake
 from pipeline.operate.run import run
 from pipeline.operate.scaffold import write_project
 from pipeline.settings import Settings
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIARUN")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="company")
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 def test_sources_and_models_are_built_in_a_bucket(settings: Settings, bucket: str, tmp_path: Path) -> None:

@@ -168,6 +168,21 @@ def test_a_role_that_may_not_make_databases_is_told_which_statement_to_have_run(
         migrate(settings.model_copy(update={"database_url": humble}))
 
 
+def test_an_address_that_names_a_database_of_ours_makes_it(settings: Settings):
+    assert settings.database_url
+    admin = settings.database_url.get_secret_value().replace("millrace@", "postgres@")
+    with closing(psycopg2.connect(admin, dbname="postgres")) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("DROP DATABASE dagster WITH (FORCE)")
+    named = settings.model_copy(update={"database_url": SecretStr(admin.replace("@/?", "@/dagster?"))})
+
+    wait_until_ready(named, tables=False, timeout_seconds=5)
+    assert migrate(named) is True
+
+    assert schema_version(settings) == wanted_version()
+
+
 def test_what_is_waited_for_is_said_and_the_wait_is_bounded(settings: Settings):
     nobody = settings.model_copy(update={"database_url": SecretStr("postgresql://millrace:x@127.0.0.1:1/dagster")})
     said: list[str] = []

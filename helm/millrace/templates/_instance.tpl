@@ -108,8 +108,8 @@ run_coordinator:
     dequeue_interval_seconds: {{ .dequeueIntervalSeconds }}
     dequeue_use_threads: true
     dequeue_num_workers: 4
-    max_user_code_failure_retries: 20 # default 0: a restart of the code server loses queued runs
-    user_code_failure_retry_delay: 5
+    max_user_code_failure_retries: 360 # an hour; default 0: a restart of the code server loses queued runs
+    user_code_failure_retry_delay: 10
 concurrency:
   runs:
     max_concurrent_runs: {{ .maxConcurrent }}

@@ -62,7 +62,8 @@ volumes: {{- include "millrace.volumes" . | nindent 2 }}
 initContainers:
   # Says what it waits for, so that a database that cannot be reached is a line in this container's log.
   - name: wait-database
-    command: [millrace, wait-database{{ if ne .component "migration" }}, --tables{{ end }}]
+    # It ends after a while to read a Secret that was corrected meanwhile.
+    command: [millrace, wait-database, --timeout, "120"{{ if ne .component "migration" }}, --tables{{ end }}]
     {{- include "millrace.container" . | nindent 4 }}
     resources:
       requests: { cpu: 20m, memory: 64Mi }
@@ -149,12 +150,16 @@ volumeMounts: {{- include "millrace.volumeMounts" . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{- /* A command on a schedule. Takes $self with "schedule", "command" and "resources". */ -}}
+{{- /* A command on a schedule. Takes $self with "name", "schedule", "command" and "resources";
+     one that is "suspended" is for `kubectl create job --from` and tried once. */ -}}
 {{- define "millrace.cronJob" -}}
 apiVersion: batch/v1
 kind: CronJob
-metadata: {{- include "millrace.metadata" . | nindent 2 }}
+metadata:
+  name: {{ include "millrace.fullname" .root }}-{{ .name }}
+  labels: {{- include "millrace.labels" . | nindent 4 }}
 spec:
+  suspend: {{ .suspended }}
   schedule: {{ .schedule | quote }}
   timeZone: Etc/UTC
   concurrencyPolicy: Forbid
@@ -165,14 +170,14 @@ spec:
     metadata:
       labels: {{- include "millrace.labels" . | nindent 8 }}
     spec:
-      backoffLimit: 2
+      backoffLimit: {{ .suspended | ternary 0 2 }}
       template:
         metadata: {{- include "millrace.podMetadata" . | nindent 10 }}
         spec:
           {{- include "millrace.podSpec" . | nindent 10 }}
           restartPolicy: Never
           containers:
-            - name: {{ .component }}
+            - name: {{ .name }}
               command: {{ toJson .command }}
               {{- include "millrace.container" . | nindent 14 }}
               resources: {{- toYaml .resources | nindent 16 }}

@@ -4,6 +4,7 @@ Mounted into the pods with the files beside it; `eaten` says how many MiB each v
 """
 
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def eats(context: dg.AssetExecutionContext) -> None:
     context.log.info(f"ate {len(food)} MiB")
 
 
+@dg.asset
+def fills(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> None:
+    """Takes 200 MiB of its node's disk and waits, the first time; its retry needs none. Then as `sleeps`."""
+    if not context.run.parent_run_id:
+        Path(tempfile.gettempdir(), "food").write_bytes(bytes(200 << 20))
+        time.sleep(120)
+    _commit(lake, "fills", context.run.root_run_id or context.run.run_id, 1)
+
+
 def _writer(number: int) -> dg.AssetsDefinition:
     @dg.asset(name=f"writer_{number}")
     def write(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> None:
@@ -85,7 +95,7 @@ every_minute = dg.ScheduleDefinition(
 
 hungry = [build(SETTINGS)]  # in a list: Dagster takes every Definitions that it finds in a module
 defs = dg.Definitions(
-    assets=[first, second, says, sleeps, eats, *map(_writer, range(10)), *(hungry[0].assets or ())],
+    assets=[first, second, says, sleeps, eats, fills, *map(_writer, range(10)), *(hungry[0].assets or ())],
     asset_checks=hungry[0].asset_checks,
     jobs=[two],
     schedules=[every_minute],

@@ -34,6 +34,9 @@ check: $(READY)  ## lint, types, import rules, dbt parse, Dagster definitions
 bench: $(READY)  ## speed and memory against peers, as a table and JSON
 	@$(BIN)/python -m tests.benchmarks
 
+bench-cluster: $(READY)  ## the cost of a run in a pod against stock Dagster, on the Kubernetes of `make test-cluster`
+	@$(BIN)/python -m tests.benchmarks cluster
+
 lock:  ## resolve requirements/*.lock anew from pyproject.toml
 	@for group in dev image airbyte bench; do \
 	  case $$group in dev) source="pyproject.toml --all-extras --group dev";; image) source="pyproject.toml --extra cluster --extra embedded -c requirements/dev.lock";; *) source="--group pyproject.toml:$$group";; esac; \

@@ -49,15 +49,26 @@ def server() -> Iterator[Settings]:
     # Not below pytest's own folder: every session of pytest closes that to others, the server's account included.
     with tempfile.TemporaryDirectory(prefix="millrace-tests-") as folder:
         home = Settings(state_dir=Path(folder))
-        yield with_database(home)
+        settings = with_database(home)
+        with closing(psycopg2.connect(administrators_url(settings), dbname="postgres")) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:  # a power failure is not among the tests
+                cursor.execute("ALTER SYSTEM SET fsync = off")
+                cursor.execute("SELECT pg_reload_conf()")
+        yield settings
         stop_embedded(home)
+
+
+def administrators_url(settings: Settings) -> str:
+    """The address of the embedded server for its administrator."""
+    assert settings.database_url
+    return settings.database_url.get_secret_value().replace("millrace@", "postgres@")
 
 
 @pytest.fixture
 def settings(server: Settings, tmp_path: Path) -> Settings:
     """Settings with an empty lake and an empty Dagster database of this test's own."""
-    assert server.database_url
-    admin = server.database_url.get_secret_value().replace("millrace@", "postgres@")
+    admin = administrators_url(server)
     with closing(psycopg2.connect(admin, dbname="postgres")) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
@@ -65,6 +76,12 @@ def settings(server: Settings, tmp_path: Path) -> Settings:
                 cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     prepare(admin.replace("@/?", "@/postgres?"))
     return Settings(state_dir=tmp_path / "state", database_url=server.database_url)
+
+
+@pytest.fixture(scope="session")
+def parsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where dbt projects are parsed to, as in an image: not again for each test whose project has the same files."""
+    return tmp_path_factory.mktemp("parsed")
 
 
 @pytest.fixture

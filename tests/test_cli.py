@@ -16,7 +16,7 @@ MILLRACE = str(Path(sys.executable).with_name("millrace"))
 
 
 @pytest.fixture
-def shop(settings: Settings, tmp_path: Path) -> dict[str, str]:
+def shop(settings: Settings, tmp_path: Path, parsed: Path) -> dict[str, str]:
     """Environment of a small project with an empty lake."""
     write_project(tmp_path / "shop")
     assert settings.database_url
@@ -24,6 +24,7 @@ def shop(settings: Settings, tmp_path: Path) -> dict[str, str]:
         **os.environ,
         "MILLRACE_PROJECT_DIR": str(tmp_path / "shop"),
         "MILLRACE_STATE_DIR": str(settings.state_dir),
+        "MILLRACE_DBT_PARSED_DIR": str(parsed),
         "MILLRACE_DATABASE_URL": settings.database_url.get_secret_value(),
     }
 

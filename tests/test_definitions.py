@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def definitions(tmp_path_factory: pytest.TempPathFactory) -> dg.Definitions:
+def definitions(tmp_path_factory: pytest.TempPathFactory, parsed: Path) -> dg.Definitions:
     from pipeline.definitions import build
 
-    return build(Settings(state_dir=tmp_path_factory.mktemp("definitions")))
+    return build(Settings(state_dir=tmp_path_factory.mktemp("definitions"), dbt_parsed_dir=parsed))
 
 
 def test_every_stream_and_model_is_an_asset_with_owner_group_and_kind(definitions: dg.Definitions) -> None:
@@ -72,10 +72,10 @@ def test_file_sources_are_partitioned_by_month_and_backfilled_in_one_run(definit
     assert asset.backfill_policy == dg.BackfillPolicy.single_run()
 
 
-def test_the_backfill_policy_is_a_setting(tmp_path: Path) -> None:
+def test_the_backfill_policy_is_a_setting(tmp_path: Path, parsed: Path) -> None:
     from pipeline.definitions import build
 
-    definitions = build(Settings(state_dir=tmp_path, partitions_per_run=6))
+    definitions = build(Settings(state_dir=tmp_path, dbt_parsed_dir=parsed, partitions_per_run=6))
 
     asset = definitions.resolve_assets_def(dg.AssetKey(["raw", "tlc", "yellow_taxi"]))
     assert asset.backfill_policy == dg.BackfillPolicy.multi_run(6)
@@ -119,20 +119,21 @@ def test_definitions_validate_with_no_environment_set(tmp_path: Path) -> None:
     assert "BetaWarning" not in done.stderr
 
 
-def project_with(tmp_path: Path, limits: str) -> Settings:
+def project_with(tmp_path: Path, parsed: Path, limits: str) -> Settings:
     """A new project whose millrace.yaml has *limits*."""
     from pipeline.operate.scaffold import write_project
 
     write_project(tmp_path / "shop")
     (tmp_path / "shop" / "millrace.yaml").write_text(f"name: shop\nlimits:\n{limits}\n")
-    return Settings(project_dir=tmp_path / "shop", state_dir=tmp_path / "state")
+    return Settings(project_dir=tmp_path / "shop", state_dir=tmp_path / "state", dbt_parsed_dir=parsed)
 
 
-def test_limits_of_a_project_are_tags_of_its_assets_and_jobs(tmp_path: Path) -> None:
+def test_limits_of_a_project_are_tags_of_its_assets_and_jobs(tmp_path: Path, parsed: Path) -> None:
     from pipeline.definitions import build
 
     settings = project_with(
         tmp_path,
+        parsed,
         "  - {assets: 'raw/*', memory: 4Gi}\n  - {assets: raw/example/cities, cpu: '2'}\n  - {assets: 'marts/*', memory: 3Gi}\n  - {job: maintain_lake, memory: 6Gi}",
     )
     definitions = build(settings)
@@ -158,9 +159,9 @@ def test_limits_of_a_project_are_tags_of_its_assets_and_jobs(tmp_path: Path) -> 
         ("{assets: 'raw/*', memory: 4 GB}", "limits.0.memory"),
     ],
 )
-def test_a_limit_that_cannot_hold_is_refused(tmp_path: Path, limit: str, says: str) -> None:
+def test_a_limit_that_cannot_hold_is_refused(tmp_path: Path, parsed: Path, limit: str, says: str) -> None:
     from pipeline.definitions import build
     from pipeline.errors import ConfigError
 
     with pytest.raises(ConfigError, match=says):
-        build(project_with(tmp_path, f"  - {limit}"))
+        build(project_with(tmp_path, parsed, f"  - {limit}"))

@@ -1,7 +1,6 @@
 """A release as production has it: PostgreSQL over TLS and a pooler before it, everything on S3, runs in their own namespace."""
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,9 +79,8 @@ def production(needs_a_cluster: None, tmp_path: Path) -> Iterator[Release]:
         kubectl("-n", SERVERS, "rollout", "status", f"deployment/{name}", "--timeout=110s")
     (tmp_path / "values.yaml").write_text(json.dumps(VALUES))
     yield Release(NAME, values=["--values", str(tmp_path / "values.yaml")])
-    if not os.environ.get("MILLRACE_TEST_KEEP"):
-        Release(NAME).remove()
-        kubectl("delete", "namespace", RUNS, SERVERS, "--wait=false")
+    Release(NAME).remove()
+    kubectl("delete", "namespace", RUNS, SERVERS, "--wait=false")
 
 
 def test_a_release_on_servers_of_ones_own(production: Release):

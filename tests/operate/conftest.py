@@ -25,7 +25,7 @@ streams:
 
 
 @pytest.fixture
-def project(settings: Settings, tmp_path: Path) -> Settings:
+def project(settings: Settings, tmp_path: Path, parsed: Path) -> Settings:
     """A project of two sources, one of them monthly, and three models, of which two read only the first source."""
     directory = tmp_path / "shop"
     write_project(directory)
@@ -39,7 +39,7 @@ def project(settings: Settings, tmp_path: Path) -> Settings:
         + "  - {name: second, schema: raw, database: lake, tables: [{name: sales, identifier: second__sales}]}\n"
     )
     (models / "marts" / "fct_sales.sql").write_text("select id, city, amount from {{ source('second', 'sales') }}\n")
-    return settings.model_copy(update={"project_dir": directory})
+    return settings.model_copy(update={"project_dir": directory, "dbt_parsed_dir": parsed})
 
 
 @pytest.fixture

@@ -59,11 +59,7 @@ def administrator(server: Settings) -> Iterator[Execute]:
             return cursor.fetchall() if cursor.description else []
 
         execute("ALTER ROLE millrace CREATEDB")
-        execute("ALTER SYSTEM SET fsync = off")  # a power failure is not among the tests
-        execute("SELECT pg_reload_conf()")
         yield execute
-        execute("ALTER SYSTEM RESET fsync")
-        execute("SELECT pg_reload_conf()")
         execute("DROP DATABASE tables")
         execute("ALTER ROLE millrace NOCREATEDB")
 

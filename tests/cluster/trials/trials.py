@@ -6,6 +6,7 @@ Mounted into the pods with the files beside it; `eaten` says how many MiB each v
 import os
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import dagster as dg
@@ -15,8 +16,11 @@ from pipeline.lake.connection import Lake
 from pipeline.lake.resources import build_lake_resource
 from pipeline.settings import Settings
 
+PARSED = Path("/var/lib/millrace-logs/dbt")  # once, and not in every pod: an image of one's own brings it
+with suppress(OSError):
+    PARSED.mkdir(exist_ok=True)
 SETTINGS = Settings.load().model_copy(
-    update={"project_dir": Path(__file__).parent / "project", "dbt_parsed_dir": None, "partitions_per_run": 1}
+    update={"project_dir": Path(__file__).parent / "project", "dbt_parsed_dir": PARSED, "partitions_per_run": 1}
 )
 
 

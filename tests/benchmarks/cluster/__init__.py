@@ -1,0 +1,177 @@
+"""A run in a pod against the stock pattern and against the floor, on the cluster of KUBECONFIG: ``make bench-cluster``."""
+
+import json
+import os
+import statistics
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.benchmarks.cluster.deployments import Stock, build_stock_image, idle, millrace, stock
+from tests.cluster.release import Release, kubectl, until
+
+RUNS = 10
+QUEUED = 50
+SESSIONS = "SELECT sessions FROM pg_stat_database WHERE datname = 'dagster'"
+PHASES = {  # from one event to the next
+    "request to queue": "PIPELINE_ENQUEUED",
+    "queue": "PIPELINE_DEQUEUED",
+    "launch (API server)": "ENGINE_EVENT:worker job created",
+    "pod scheduled, container started, imports": "ENGINE_EVENT:Started process",
+    "run set up": "PIPELINE_START",
+    "steps": "PIPELINE_SUCCESS",
+}
+
+
+def run() -> list[dict[str, object]]:
+    """The rows of the table; the waterfall and the figures without a target among them."""
+    build_stock_image()
+    rows: list[dict[str, object]] = []
+    started = time.monotonic()
+    with millrace("bench-millrace") as ours:
+        rows.append(
+            _row(
+                "helm install to ready",
+                time.monotonic() - started,
+                "s",
+                target="< 90",
+                passed=time.monotonic() - started < 90,
+            )
+        )
+        with stock("bench-stock") as theirs:
+            rows += _latency(ours, theirs)
+            rows += _sessions(ours, theirs)
+            rows += _queued(ours, theirs)
+        memory, cpu = idle(ours)
+        rows.append(_row("idle memory", memory / 2**30, "GiB", target="< 1.2", passed=memory < 1.2 * 2**30))
+    with stock(
+        "bench-idle", image=os.environ["MILLRACE_TEST_IMAGE"], module="pipeline.definitions", dequeue_seconds=1
+    ) as same:
+        peer_memory, peer_cpu = idle(same)
+        rows.append(_row("idle CPU", cpu, "cores", peer=peer_cpu, limit=1.2))
+        rows.append(_row("idle memory against stock", memory / 2**30, "GiB", peer=peer_memory / 2**30))
+    return rows
+
+
+def _row(
+    name: str, value: float, unit: str, *, peer: float | None = None, limit: float | None = None,
+    target: str = "", passed: bool = True,
+) -> dict[str, object]:  # fmt: skip
+    ratio = value / peer if peer else None
+    if limit is not None and ratio is not None:
+        target, passed = f"≤ {limit}", ratio <= limit
+    return {
+        "name": name,
+        "value": value,
+        "unit": unit,
+        "peer": peer,
+        "ratio": ratio,
+        "target": target,
+        "passed": passed,
+    }
+
+
+def _latency(ours: Release, theirs: Stock) -> list[dict[str, object]]:
+    """Request to success of the two-asset job, the four in turn."""
+    seconds: dict[str, list[float]] = {"millrace": [], "multiprocess": [], "in process": [], "floor": []}
+    phases: list[dict[str, float]] = []
+    for _ in range(RUNS):
+        seconds["multiprocess"].append(_one(theirs, "two")[0])
+        seconds["in process"].append(_one(theirs, "two_in_process")[0])
+        taken, run_id = _one(ours, "two")
+        seconds["millrace"].append(taken)
+        phases.append(_phases(ours, run_id))
+        seconds["floor"].append(_floor(ours, run_id))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    rows = [
+        _row("two-asset run, against stock", medians["millrace"], "s", peer=medians["multiprocess"], limit=0.6),
+        _row("… against stock in one process", medians["millrace"], "s", peer=medians["in process"], limit=0.85),
+        _row("… against the floor", medians["millrace"], "s", peer=medians["floor"], limit=1.3),
+    ]
+    rows += [_row(f"… of it {phase}", statistics.median(each[phase] for each in phases), "s") for phase in PHASES]
+    return rows
+
+
+def _one(release: Release, job: str) -> tuple[float, str]:
+    """Seconds from the request to the run's recorded end, and its id."""
+    requested = time.time()
+    run_id = release.launch(job, location="bench")
+    done = release.wait(run_id, "SUCCESS", seconds=120)
+    time.sleep(2)  # what follows a run is not the next one's
+    return float(done["endTime"]) - requested, run_id
+
+
+def _phases(release: Release, run_id: str) -> dict[str, float]:
+    query = f"SELECT extract(epoch FROM timestamp), coalesce(dagster_event_type, ''), event FROM event_logs WHERE run_id = '{run_id}' ORDER BY id"
+    events = [(float(at), kind, text) for at, kind, text in release.database(query)]
+    created = float(release.run(run_id)["creationTime"])
+    found, before = {}, created
+    for phase, wanted in PHASES.items():
+        kind, _, words = wanted.partition(":")
+        at = next((at for at, each, text in events if each == kind and words in text), before)
+        found[phase], before = at - before, at
+    return found
+
+
+def _floor(release: Release, run_id: str) -> float:
+    """Seconds from making the Job of a pod like that run's, which imports the definitions and ends, to its completion."""
+    job = json.loads(kubectl("-n", release.namespace, "get", "job", f"dagster-run-{run_id}", "-o", "json"))
+    spec = job["spec"]["template"]["spec"]
+    spec["containers"][0]["command"] = ["python", "-c", "import pipeline.definitions"]
+    spec["containers"][0].pop("args", None)
+    labels = {"app.kubernetes.io/component": "floor"}
+    floor = {
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": f"floor-{run_id[:8]}", "labels": labels},
+        "spec": {"backoffLimit": 0, "template": {"metadata": {"labels": labels}, "spec": spec}},
+    }  # fmt: skip
+    watch = [
+        "kubectl",
+        "-n",
+        release.namespace,
+        "wait",
+        "--for=condition=Complete",
+        f"job/floor-{run_id[:8]}",
+        "--timeout=60s",
+    ]
+    started = time.monotonic()
+    kubectl("-n", release.namespace, "create", "-f", "-", stdin=json.dumps(floor))
+    subprocess.run(watch, check=True, capture_output=True)
+    return time.monotonic() - started
+
+
+def _sessions(ours: Release, theirs: Stock) -> list[dict[str, object]]:
+    """Sessions opened at PostgreSQL for one two-asset run, beyond those of the idle services."""
+
+    def opened(release: Release) -> float:
+        def count() -> int:
+            return int(release.database(SESSIONS)[0][0])
+
+        time.sleep(5)
+        first, started = count(), time.monotonic()
+        time.sleep(40)
+        rate = (count() - first) / (time.monotonic() - started)
+        before, started = count(), time.monotonic()
+        for _ in range(3):
+            _one(release, "two")
+        return (count() - before - rate * (time.monotonic() - started)) / 3
+
+    return [_row("sessions of a two-asset run", opened(ours), "", peer=opened(theirs), limit=0.2)]
+
+
+def _queued(ours: Release, theirs: Stock) -> list[dict[str, object]]:
+    """Fifty two-asset runs queued at once: how long they take together, and the 95th percentile of one."""
+
+    def measure(release: Release) -> tuple[float, float]:
+        started = time.time()
+        with ThreadPoolExecutor(4) as pool:
+            run_ids = list(pool.map(lambda _: release.launch("two", location="bench"), range(QUEUED)))
+        query = f"SELECT count(*) FROM runs WHERE status = 'SUCCESS' AND run_id IN ({', '.join(map(repr, run_ids))})"
+        until(lambda: release.database(query) == [[str(QUEUED)]], seconds=900, what="all done", every=5)
+        ends = sorted(float(row[0]) - started for row in release.database(query.replace("count(*)", "end_time")))
+        return ends[-1], ends[int(QUEUED * 0.95) - 1]
+
+    (all_ours, late_ours), (all_theirs, late_theirs) = measure(ours), measure(theirs)
+    return [
+        _row(f"{QUEUED} runs at once, all done", all_ours, "s", peer=all_theirs),
+        _row("… 95th percentile", late_ours, "s", peer=late_theirs),
+    ]

@@ -1,0 +1,118 @@
+"""What is compared: a release of the chart, and Dagster's own pieces deployed as its users do."""
+
+import json
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.release import CHART, Release, kubectl, until
+
+HERE = Path(__file__).parent
+STOCK_IMAGE = "dagster-stock:bench"
+
+
+class Stock(Release):
+    """Dagster's own launcher, daemon, webserver and code server in namespace *namespace*."""
+
+    def pods(self, component: str) -> list[dict[str, Any]]:
+        found = self.get("pods", "-l", f"component={component}")
+        return [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
+
+    def database(self, query: str, database: str = "dagster") -> list[list[str]]:
+        out = self.execute("postgresql", "psql", "-U", "dagster", "-d", database, "-AtF", "\t", "-c", query)
+        return [line.split("\t") for line in out.splitlines()]
+
+
+@contextmanager
+def millrace(namespace: str, **values: Any) -> Iterator[Release]:
+    """A release with the platform's definitions and the two-asset job in code location ``bench``."""
+    kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=120s")
+    kubectl("create", "namespace", namespace)
+    kubectl("-n", namespace, "create", "configmap", "bench", f"--from-file=bench.py={HERE / 'definitions.py'}")
+    example = yaml.safe_load((CHART / "example.yaml").read_text())
+    content = {
+        "codeLocations": [{"name": "bench", "module": "bench"}],
+        "extraVolumes": [*example["extraVolumes"], {"name": "bench", "configMap": {"name": "bench"}}],
+        "extraVolumeMounts": [*example["extraVolumeMounts"], {"name": "bench", "mountPath": "/srv/bench", "readOnly": True}],
+        "extraEnv": [*example["extraEnv"], {"name": "PYTHONPATH", "value": "/srv/bench"}],
+        **values,
+    }  # fmt: skip
+    file = Path(f"/{os.environ.get('TMPDIR', 'tmp').strip('/')}/{namespace}.yaml")
+    file.write_text(json.dumps(content))
+    release = Release(namespace, values=["--values", str(CHART / "example.yaml"), "--values", str(file)])
+    try:
+        release.helm("install")
+        yield release
+    finally:
+        release.remove()
+        file.unlink()
+
+
+@contextmanager
+def stock(
+    namespace: str, *, image: str = STOCK_IMAGE, module: str = "jobs", dequeue_seconds: int = 5
+) -> Iterator[Stock]:
+    """Dagster's own pieces from *image*, with the definitions of *module*."""
+    kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=120s")
+    kubectl("create", "namespace", namespace)
+    text = (HERE / "stock" / "stock.yaml").read_text()
+    for name, value in {
+        "IMAGE": image,
+        "MODULE": module,
+        "DEQUEUE": str(dequeue_seconds),
+        "NAMESPACE": namespace,
+    }.items():
+        text = text.replace(name, value)
+    kubectl("-n", namespace, "apply", "-f", "-", stdin=text)
+    found = Stock(namespace)
+    try:
+        for name in ("postgres", "code", "daemon", "webserver"):
+            kubectl("-n", namespace, "rollout", "status", f"deployment/{name}", "--timeout=180s", timeout=200)
+        until(lambda: found.launch("two", location="bench"), seconds=60, what="a launch")
+        yield found
+    finally:
+        kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+def build_stock_image() -> None:
+    """With the command that the tests of the image use."""
+    command = [*shlex.split(os.environ["MILLRACE_TEST_BUILD"]), "-t", STOCK_IMAGE, "-f", "Dockerfile", "."]
+    subprocess.run(command, cwd=HERE / "stock", check=True, capture_output=True)
+
+
+def cgroup(release: Release, component: str) -> tuple[float, float]:
+    """Memory in use (bytes, without what the kernel may drop) and CPU seconds used so far, of all its pods."""
+    memory = cpu = 0.0
+    script = (
+        "cd /sys/fs/cgroup; if [ -d memory ]; then cat memory/memory.usage_in_bytes; "
+        "grep ^total_inactive_file memory/memory.stat | cut -d' ' -f2; cat cpuacct/cpuacct.usage; "
+        "else cat memory.current; grep ^inactive_file memory.stat | cut -d' ' -f2; "
+        "echo $(( $(grep ^usage_usec cpu.stat | cut -d' ' -f2) * 1000 )); fi"
+    )
+    for pod in release.pods(component):
+        out = kubectl("-n", release.namespace, "exec", pod["metadata"]["name"], "--", "sh", "-c", script)
+        used, droppable, nanoseconds = (int(line) for line in out.split())
+        memory += used - droppable
+        cpu += nanoseconds / 1e9
+    return memory, cpu
+
+
+def idle(release: Release, seconds: float = 120) -> tuple[float, float]:
+    """Bytes in use and share of one core, of all services together while nothing runs."""
+    components = ("code", "daemon", "webserver", "postgresql")
+    time.sleep(30)
+    before = {name: cgroup(release, name) for name in components}
+    started = time.monotonic()
+    time.sleep(seconds)
+    after = {name: cgroup(release, name) for name in components}
+    elapsed = time.monotonic() - started
+    return sum(each[0] for each in after.values()), sum(
+        after[name][1] - before[name][1] for name in components
+    ) / elapsed

@@ -25,7 +25,7 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         signal.signal(signal.SIGINT, signal.default_int_handler)
     kept = dict(os.environ)
     for name in list(os.environ):
-        of_the_tests = name == "MILLRACE_REQUIRE_TOOLS" or name.startswith("MILLRACE_TEST_")
+        of_the_tests = name in ("MILLRACE_REQUIRE_TOOLS", "MILLRACE_NODE_CONTROL") or name.startswith("MILLRACE_TEST_")
         if name.startswith(("MILLRACE_", "DAGSTER_", "DBT_", "PG", "AWS_")) and not of_the_tests:
             del os.environ[name]
     os.environ["MILLRACE_STATE_DIR"] = str(tmp_path_factory.mktemp("state"))

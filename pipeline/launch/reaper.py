@@ -1,4 +1,4 @@
-"""What Dagster leaves undone in a cluster: Jobs whose run is over, and runs whose pod will never start.
+"""What Dagster leaves undone in a cluster: Jobs whose run is over, and runs that will never start.
 
 One pass looks at the run Jobs of one release, so its cost is that of the runs under way and of the last hour, not of
 history. A pass that fails is a line in the log; the next one does its work.
@@ -13,6 +13,16 @@ from typing import Any
 
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 from dagster._core.storage.dagster_run import RunRecord
+from dagster._core.storage.tags import (
+    AUTO_MATERIALIZE_TAG,
+    AUTO_OBSERVE_TAG,
+    AUTOMATION_CONDITION_TAG,
+    BACKFILL_ID_TAG,
+    RETRY_NUMBER_TAG,
+    SCHEDULE_NAME_TAG,
+    SENSOR_NAME_TAG,
+    TICK_ID_TAG,
+)
 
 from pipeline.launch.launcher import NOT_KNOWN, RunLauncher
 
@@ -22,14 +32,17 @@ PERIOD_SECONDS = 15.0
 OVER_SECONDS = 60.0  # a run's process may still be writing its last log when the run is over
 START_SECONDS = 75.0  # an image, a volume or a Secret that is missing may come within
 PAGE = 500
+OF_THE_DAEMON = {AUTO_MATERIALIZE_TAG, AUTO_OBSERVE_TAG, AUTOMATION_CONDITION_TAG, BACKFILL_ID_TAG, RETRY_NUMBER_TAG,
+                 SCHEDULE_NAME_TAG, SENSOR_NAME_TAG, TICK_ID_TAG}  # it queues what it had begun to launch  # fmt: skip
 
 
 @dataclass
 class Reaped:
-    """What one pass did: names of Jobs deleted, ids of runs failed."""
+    """What one pass did: names of Jobs deleted, ids of runs failed and of runs cancelled."""
 
     deleted: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
 
 
 class Reaper:
@@ -40,7 +53,7 @@ class Reaper:
         self._without_job: set[str] = set()  # starting runs that had none at the last pass
 
     def run_pass(self, now: float) -> Reaped:
-        """Delete, fail, return. *now* is Unix time.
+        """Delete, fail, cancel, return. *now* is Unix time.
 
         Raises:
             ApiException, urllib3's HTTPError: if the API server does not answer; the next pass does it all.
@@ -67,7 +80,19 @@ class Reaper:
                 self._instance.report_run_failed(run, f"The run's pod did not start. {why}")
                 reaped.failed.append(run.run_id)
         self._without_job = without_job
+        reaped.cancelled = self._cancel_half_launched(now)
         return reaped
+
+    def _cancel_half_launched(self, now: float) -> list[str]:
+        """A launch that lost the database between making its run and queueing it: who asked for it was told that it failed."""
+        made = self._instance.get_run_records(RunsFilter(statuses=[DagsterRunStatus.NOT_STARTED]), limit=PAGE)
+        cancelled = []
+        for record in made:
+            run = record.dagster_run
+            if now - record.create_timestamp.timestamp() > START_SECONDS and not OF_THE_DAEMON & run.tags.keys():
+                self._instance.report_run_canceled(run, "Its launch was cut off before it was queued. Launch it again.")
+                cancelled.append(run.run_id)
+        return cancelled
 
     def _records(self, run_ids: list[str]) -> Iterator[RunRecord]:
         for start in range(0, len(run_ids), PAGE):

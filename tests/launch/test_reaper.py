@@ -91,6 +91,24 @@ def test_a_starting_run_whose_job_vanished_is_failed_at_the_second_look(reaper: 
     assert reaper.run_pass(_soon(START_SECONDS + 20)).failed == [run.run_id]
 
 
+def test_a_run_whose_launch_was_cut_off_is_cancelled_unless_the_daemon_goes_on_with_it(
+    reaper: Reaper, start: Start, instance: DagsterInstance
+):
+    by_hand, by_schedule, at_work = (
+        start(DagsterRunStatus.NOT_STARTED),
+        start(DagsterRunStatus.NOT_STARTED),
+        start(),
+    )
+    instance.add_run_tags(by_schedule.run_id, {"dagster/schedule_name": "daily"})
+
+    assert reaper.run_pass(_soon(START_SECONDS - 30)).cancelled == []
+    assert reaper.run_pass(_soon(START_SECONDS + 1)).cancelled == [by_hand.run_id]
+    statuses = [
+        run and run.status for run in map(instance.get_run_by_id, (by_hand.run_id, by_schedule.run_id, at_work.run_id))
+    ]
+    assert statuses == [DagsterRunStatus.CANCELED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTED]
+
+
 def test_a_silent_api_server_costs_a_pass_and_nothing_else(
     reaper: Reaper, api: ApiServer, start: Start, instance: DagsterInstance
 ):

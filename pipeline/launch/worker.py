@@ -3,21 +3,26 @@
 ``python -m pipeline.launch.worker ARGS`` where ARGS are those of ``dagster api execute_run``. The kernel may kill a child
 (dbt, a connector) and leave this process: then the run fails as any run with a failed step, which is not retried.
 So the worker says what happened, and lets this failure be retried.
+
+Kubernetes may also take the pod away, as when a node is drained. Dagster would record a failure of which nobody knows the
+reason; the worker ends at once instead, and the daemon, which may look at the pod, says what became of it.
 """
 
+import os
+import signal
 import sys
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from dagster import DagsterEvent, DagsterEventType, DagsterInstance
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus
 from dagster._cli.api import _execute_run_command_body
 from dagster._cli.utils import get_instance_for_cli
 from dagster._core.storage.tags import RETRY_ON_ASSET_OR_OP_FAILURE_TAG
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import deserialize_value
-from dagster._utils.interrupts import capture_interrupts
+from dagster._utils import interrupts
 
 from pipeline.cgroup import Memory, read_memory
 from pipeline.launch.pods import KILLED_AT_TAG, MORE_MEMORY
@@ -60,15 +65,46 @@ def _keep_last_words() -> None:
         time.sleep(LAST_WORDS_SECONDS)
 
 
+def _end_when_told(instance: DagsterInstance, run_id: str) -> None:
+    """From now on SIGTERM is an interrupt of the run only if somebody cancels it."""
+
+    def told(_signal: int, _frame: object) -> None:
+        threading.Thread(
+            target=_end, args=[instance, run_id], daemon=True
+        ).start()  # a handler may not use the database
+
+    def set_handler() -> None:
+        signal.signal(signal.SIGTERM, told)
+
+    interrupts.setup_interrupt_handlers = set_handler  # by which Dagster makes SIGTERM what SIGINT is, again and again
+    set_handler()
+
+
+def _end(instance: DagsterInstance, run_id: str) -> None:
+    with suppress(Exception):  # without a database nobody can have cancelled it
+        run = instance.get_run_by_id(run_id)
+        if run and run.status == DagsterRunStatus.CANCELING:
+            os.kill(os.getpid(), signal.SIGINT)
+            return
+        if run and not run.is_finished:
+            instance.report_engine_event(
+                "Kubernetes told the run's process to end and nobody cancelled the run: its pod is evicted or its node drained. "
+                "It is tried again if retries are on.",
+                run,
+            )
+    os._exit(128 + signal.SIGTERM)
+
+
 def main(arguments: str) -> int:
     """Execute the run that *arguments* (JSON) name."""
     if LAST_WORDS.exists():
         threading.Thread(target=_keep_last_words, daemon=True).start()
-    with capture_interrupts():
+    with interrupts.capture_interrupts():
         args = deserialize_value(arguments, ExecuteRunArgs)
         with get_instance_for_cli(instance_ref=args.instance_ref) as instance:
             # One session instead of one a query: a run of two assets would open 55.
             instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=20)
+            _end_when_told(instance, args.run_id)
             return execute(args.run_id, instance, exit_code_on_failure=bool(args.set_exit_code_on_failure))
 
 

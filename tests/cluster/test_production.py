@@ -51,7 +51,8 @@ def database_secret(password: str) -> None:
     """Where the database is, in both namespaces of the release."""
     url = f"postgresql://owner:{quote(password, safe='')}@{HOST}:5432/postgres"
     for namespace in (NAME, RUNS):
-        secret(namespace, "database", host=HOST, port="5432", username="owner", password=password, url=url)
+        reader = {"lake-reader-password": "a-reader's password"}
+        secret(namespace, "database", host=HOST, port="5432", username="owner", password=password, url=url, **reader)
 
 
 @pytest.fixture

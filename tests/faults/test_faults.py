@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -103,27 +104,26 @@ def test_queued_runs_wait_for_a_code_location_that_crashes_again_and_again(relea
     for run_id in at_work:
         release.wait(run_id, "STARTED", seconds=120)
     queued = release.launch(assets=["first"], location="trials")
-    code = json.loads(kubectl("-n", release.namespace, "get", "configmap", "trials", "-o", "json"))["data"]["trials.py"]
+    deployment = ["-n", release.namespace, "patch", "deployment", TRIALS, "--type=merge", "-p"]
+    spec = json.loads(kubectl("-n", release.namespace, "get", "deployment", TRIALS, "-o", "json"))["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    crashing = {**container, "command": ["false"]}
     try:
-        _write_trials(release, "import os\nos._exit(7)\n")
-        (pod,) = release.get("pods", "-l", "app.kubernetes.io/component=code,dagster/code-location=trials")
-        release.kill(pod["metadata"]["name"])
+        recreate = {"type": "Recreate", "rollingUpdate": None}  # else the old pod stays until the new one is ready
+        kubectl(*deployment, json.dumps({"spec": {"strategy": recreate, "template": _with(crashing)}}))
         until(lambda: _restarts(release) >= 2, seconds=150, what="a crash loop")
         for run_id in at_work:  # their pods have their own copy of the code
             release.wait(run_id, "SUCCESS")
         time.sleep(20)
         assert release.run(queued)["status"] == "QUEUED"
     finally:
-        _write_trials(release, code)
+        kubectl(*deployment, json.dumps({"spec": {"strategy": spec["strategy"], "template": _with(container)}}))
 
     release.wait(queued, "SUCCESS", seconds=CONVERGED_SECONDS)
 
 
-def _write_trials(release: Release, code: str) -> None:
-    patch = json.dumps({"data": {"trials.py": code}})
-    kubectl(
-        "-n", release.namespace, "patch", "configmap", "trials", "--type=merge", "--patch-file=/dev/stdin", stdin=patch
-    )
+def _with(container: dict[str, Any]) -> dict[str, Any]:
+    return {"spec": {"containers": [container]}}
 
 
 def _restarts(release: Release) -> int:

@@ -244,7 +244,7 @@ def test_who_works_on_the_lake_finds_it(scenario: str, data: str):
     assert rendered.named("ConfigMap", "millrace-environment")["data"]["MILLRACE_LAKE_DATA"] == data
     if data.startswith("/"):
         assert {name.split("/")[1].split("-run-")[0] for name in on_volume} == {
-            "millrace-code-millrace", "millrace-migration-1", "millrace-backup", "millrace-restore", "dagster",
+            "millrace-code-millrace", "millrace-migration-1", "millrace-backup", "millrace-backup-1", "millrace-restore", "dagster",
         }  # fmt: skip
     else:
         assert on_volume == set()

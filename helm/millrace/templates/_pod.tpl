@@ -150,8 +150,22 @@ volumeMounts: {{- include "millrace.volumeMounts" . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{- /* A command on a schedule. Takes $self with "name", "schedule", "command" and "resources";
-     one that is "suspended" is for `kubectl create job --from` and tried once. */ -}}
+{{- /* The specification of a Job that runs "command" (of $self, with "name" and "resources") and tries it "attempts" times. */ -}}
+{{- define "millrace.jobSpec" -}}
+backoffLimit: {{ sub .attempts 1 }}
+template:
+  metadata: {{- include "millrace.podMetadata" . | nindent 4 }}
+  spec:
+    {{- include "millrace.podSpec" . | nindent 4 }}
+    restartPolicy: Never
+    containers:
+      - name: {{ .name }}
+        command: {{ toJson .command }}
+        {{- include "millrace.container" . | nindent 8 }}
+        resources: {{- toYaml .resources | nindent 10 }}
+{{- end -}}
+
+{{- /* Such a Job on a "schedule"; one that is "suspended" is for `kubectl create job --from`. */ -}}
 {{- define "millrace.cronJob" -}}
 apiVersion: batch/v1
 kind: CronJob
@@ -159,7 +173,7 @@ metadata:
   name: {{ include "millrace.fullname" .root }}-{{ .name }}
   labels: {{- include "millrace.labels" . | nindent 4 }}
 spec:
-  suspend: {{ .suspended }}
+  suspend: {{ .suspended | default false }}
   schedule: {{ .schedule | quote }}
   timeZone: Etc/UTC
   concurrencyPolicy: Forbid
@@ -169,16 +183,5 @@ spec:
   jobTemplate:
     metadata:
       labels: {{- include "millrace.labels" . | nindent 8 }}
-    spec:
-      backoffLimit: {{ .suspended | ternary 0 2 }}
-      template:
-        metadata: {{- include "millrace.podMetadata" . | nindent 10 }}
-        spec:
-          {{- include "millrace.podSpec" . | nindent 10 }}
-          restartPolicy: Never
-          containers:
-            - name: {{ .name }}
-              command: {{ toJson .command }}
-              {{- include "millrace.container" . | nindent 14 }}
-              resources: {{- toYaml .resources | nindent 16 }}
+    spec: {{- include "millrace.jobSpec" . | nindent 6 }}
 {{- end -}}

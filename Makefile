@@ -62,4 +62,4 @@ $(READY): requirements/dev.lock requirements/uv.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-.PHONY: help demo dev test test-cluster test-faults check bench lock clean
+.PHONY: help demo dev test test-cluster test-faults check bench bench-cluster lock clean

@@ -225,6 +225,7 @@ def test_every_millrace_container_has_the_environment_and_folders_of_the_image(r
         if config["metadata"]["name"] == "millrace-environment":
             assert config["data"]["MILLRACE_STATE_DIR"] == "/var/lib/millrace"
             assert config["data"]["DAGSTER_HOME"] == "/opt/millrace/dagster"
+            assert int(config["data"]["DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS"]) > 60  # the daemon reads it
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,9 @@ load_from:
 {{- define "millrace.environment" -}}
 DAGSTER_HOME: /opt/millrace/dagster
 DAGSTER_PG_DB: dagster
+# A tick that takes longer fails with a text about an unreachable code location; the default is 60.
+DAGSTER_SCHEDULE_GRPC_TIMEOUT_SECONDS: "300"
+DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS: "300"
 HOME: /tmp
 PGSSLMODE: {{ .Values.database.tls.mode }}
 {{- if .Values.database.tls.caSecret }}

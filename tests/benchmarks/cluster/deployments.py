@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,15 +45,15 @@ def millrace(namespace: str, **values: Any) -> Iterator[Release]:
         "extraEnv": [*example["extraEnv"], {"name": "PYTHONPATH", "value": "/srv/bench"}],
         **values,
     }  # fmt: skip
-    file = Path(f"/{os.environ.get('TMPDIR', 'tmp').strip('/')}/{namespace}.yaml")
-    file.write_text(json.dumps(content))
-    release = Release(namespace, values=["--values", str(CHART / "example.yaml"), "--values", str(file)])
-    try:
-        release.helm("install")
-        yield release
-    finally:
-        release.remove()
-        file.unlink()
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(json.dumps(content))
+        file.flush()
+        release = Release(namespace, values=["--values", str(CHART / "example.yaml"), "--values", file.name])
+        try:
+            release.helm("install")
+            yield release
+        finally:
+            release.remove()
 
 
 @contextmanager

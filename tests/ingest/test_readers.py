@@ -58,6 +58,19 @@ DOCUMENT = '{"data": {"items": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}
         ("s.json", "\ufeff" + DOCUMENT, {"records": "data.items"}),
         ("s.json", '[{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]', {}),
     ],
+    ids=[
+        "csv",
+        "csv.gz",
+        "csv.zip",
+        "CSV",
+        "txt",
+        "ndjson",
+        "jsonl.gz",
+        "json",
+        "json.gz",
+        "json-with-bom",
+        "json-array",
+    ],
 )
 @pytest.mark.parametrize("columns", [TWO, {}], ids=["declared", "undeclared"])
 def test_every_format_gives_the_same_rows(shop: Shop, name: str, content: str | bytes, more: dict, columns: dict):

@@ -164,11 +164,11 @@ def test_what_the_readme_says_about_restoring_brings_back_runs_lake_and_the_olde
     said = follow(README, "## Backup and restore", namespace, tmp_path)
     assert "Restored 2" in said
     assert "_before_" in said
+    comment = "SELECT obj_description(to_regnamespace('millrace')::oid, 'pg_namespace')"
+    assert release.database(comment) == [["dagster 1.0.0, millrace 0000"]]
     helm = ["helm", "rollback", release.name, "1", "-n", namespace, "--wait", "--timeout", "180s"]
     subprocess.run(helm, check=True, capture_output=True)
 
-    comment = "SELECT obj_description(to_regnamespace('millrace')::oid, 'pg_namespace')"
-    assert release.database(comment) == [["dagster 1.0.0, millrace 0000"]]
     assert [run["runId"] for run in until(release.runs, seconds=60, what="runs in the UI")] == [kept]
     assert release.lake("SELECT count(*) AS n FROM trials.writer_0") == [{"n": 5000}]
     again = release.launch(assets=["writer_1"], location="trials")

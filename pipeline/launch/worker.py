@@ -68,10 +68,8 @@ def _keep_last_words() -> None:
 def _end_when_told(instance: DagsterInstance, run_id: str) -> None:
     """From now on SIGTERM is an interrupt of the run only if somebody cancels it."""
 
-    def told(_signal: int, _frame: object) -> None:
-        threading.Thread(
-            target=_end, args=[instance, run_id], daemon=True
-        ).start()  # a handler may not use the database
+    def told(_signal: int, _frame: object) -> None:  # in a thread: a handler may not use the database
+        threading.Thread(target=_end, args=[instance, run_id], daemon=True).start()
 
     def set_handler() -> None:
         signal.signal(signal.SIGTERM, told)

@@ -32,6 +32,7 @@ from pipeline.operate.restore import restore
 from pipeline.operate.schema import ensure_schema
 from pipeline.operate.verify import verify
 from pipeline.settings import Settings
+from tests.conftest import administrators_url
 from tests.lake.test_connection import in_catalogue
 from tests.lake.test_maintenance import AGE_SNAPSHOTS, files
 
@@ -49,8 +50,7 @@ def trips() -> dg.MaterializeResult[None]:
 @pytest.fixture(scope="module")
 def administrator(server: Settings) -> Iterator[Execute]:
     """Runs a statement as the server's administrator. Until the end our role may make databases, as on one's own server."""
-    assert server.database_url
-    url = server.database_url.get_secret_value().replace("millrace@", "postgres@")
+    url = administrators_url(server)
     with closing(psycopg2.connect(url, dbname="postgres")) as connection, connection.cursor() as cursor:
         connection.autocommit = True
 
@@ -810,8 +810,7 @@ def test_a_server_that_refuses_or_does_not_answer_is_an_error_that_names_no_pass
 def test_what_pg_dump_says_is_part_of_the_error_and_nothing_is_left(
     installation: Settings, administrator: Execute, server: Settings, tmp_path: Path
 ) -> None:
-    assert server.database_url
-    url = server.database_url.get_secret_value().replace("millrace@", "postgres@")
+    url = administrators_url(server)
     with closing(psycopg2.connect(url, dbname="lake")) as connection, connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE of_somebody_else(id INT)")
         cursor.execute("REVOKE ALL ON of_somebody_else FROM millrace")

@@ -18,6 +18,7 @@ from pipeline.operate.database import connect, prepare
 from pipeline.operate.instance import ensure_instance, open_instance, write_instance
 from pipeline.operate.schema import migrate, schema_version, wait_until_ready, wanted_version
 from pipeline.settings import Settings
+from tests.conftest import administrators_url
 
 MIGRATE = """
 import sys, time
@@ -143,16 +144,14 @@ def test_dagsters_tables_that_were_among_ours_are_moved_with_their_runs(settings
     for (name,) in answer(settings, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"):
         answer(settings, f"DROP TABLE IF EXISTS millrace.{name}")
         answer(settings, f'ALTER TABLE public."{name}" SET SCHEMA millrace')
-    assert settings.database_url
 
-    prepare(settings.database_url.get_secret_value().replace("millrace@", "postgres@").replace("@/?", "@/postgres?"))
+    prepare(administrators_url(settings).replace("@/?", "@/postgres?"))
 
     assert runs(settings) == ["SUCCESS"]
 
 
 def test_a_role_that_may_not_make_databases_is_told_which_statement_to_have_run(settings: Settings):
-    assert settings.database_url
-    admin = settings.database_url.get_secret_value().replace("millrace@", "postgres@")
+    admin = administrators_url(settings)
     with closing(psycopg2.connect(admin, dbname="postgres")) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
@@ -169,8 +168,7 @@ def test_a_role_that_may_not_make_databases_is_told_which_statement_to_have_run(
 
 
 def test_an_address_that_names_a_database_of_ours_makes_it(settings: Settings):
-    assert settings.database_url
-    admin = settings.database_url.get_secret_value().replace("millrace@", "postgres@")
+    admin = administrators_url(settings)
     with closing(psycopg2.connect(admin, dbname="postgres")) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:

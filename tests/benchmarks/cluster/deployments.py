@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import yaml
@@ -63,20 +64,15 @@ def stock(
     """Dagster's own pieces from *image*, with the definitions of *module*."""
     kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=120s")
     kubectl("create", "namespace", namespace)
-    text = (HERE / "stock" / "stock.yaml").read_text()
-    for name, value in {
-        "IMAGE": image,
-        "MODULE": module,
-        "DEQUEUE": str(dequeue_seconds),
-        "NAMESPACE": namespace,
-    }.items():
-        text = text.replace(name, value)
+    text = Template((HERE / "stock" / "stock.yaml").read_text()).substitute(
+        IMAGE=image, MODULE=module, DEQUEUE=dequeue_seconds, NAMESPACE=namespace
+    )
     kubectl("-n", namespace, "apply", "-f", "-", stdin=text)
     found = Stock(namespace)
     try:
         for name in ("postgres", "code", "daemon", "webserver"):
             kubectl("-n", namespace, "rollout", "status", f"deployment/{name}", "--timeout=180s", timeout=200)
-        until(lambda: found.launch("two", location="bench"), seconds=60, what="a launch")
+        until(lambda: found.http("/server_info").status_code == 200, seconds=60, what="the UI")
         yield found
     finally:
         kubectl("delete", "namespace", namespace, "--wait=false")

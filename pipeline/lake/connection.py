@@ -112,13 +112,7 @@ class Lake:
                 if path.startswith("s3://"):
                     lake._configure_s3()
                 lake._create_secret("catalogue", "postgres", _catalogue_secret(settings, role))
-                # No address in the path: duckdb_databases() shows it, and so does the error of a failed ATTACH.
-                options = ["META_SECRET 'catalogue'", f"DATA_PATH {sql_text(path)}", "DATA_INLINING_ROW_LIMIT 0"]
-                options += ["READ_ONLY"] * read_only
-                connection.execute(f"ATTACH 'ducklake:postgres:' AS lake ({', '.join(options)})")
-                connection.execute("USE lake")
-                if not read_only:
-                    lake._keep_all_rows_in_files()
+            lake._attach(path, read_only=read_only)
         except BaseException:
             connection.close()
             raise
@@ -214,14 +208,31 @@ class Lake:
         except duckdb.Error as error:
             raise _translated(doing, error) from error
 
+    def _attach(self, path: str, *, read_only: bool) -> None:
+        """Make the lake the default database. Writers that find none all make it: one does, the others attach that."""
+        # No address in the path: duckdb_databases() shows it, and so does the error of a failed ATTACH.
+        options = ["META_SECRET 'catalogue'", f"DATA_PATH {sql_text(path)}", "DATA_INLINING_ROW_LIMIT 0"]
+        options += ["READ_ONLY"] * read_only
+        for attempt in stamina.retry_context(
+            on=LakeConflict, attempts=TRANSACTION_ATTEMPTS, timeout=None, wait_initial=0.1
+        ):
+            with attempt, self.errors("Opening the lake"):
+                self.connection.execute(f"ATTACH IF NOT EXISTS 'ducklake:postgres:' AS lake ({', '.join(options)})")
+                self.connection.execute("USE lake")
+                if not read_only:
+                    self._keep_all_rows_in_files()
+
     def _keep_all_rows_in_files(self) -> None:
         """Tell every later connection, dbt's too, what this one has as an option of its ATTACH.
 
         By default DuckLake keeps inserts and deletes of up to ten rows in the catalogue, and such a delete beside
         a compaction is lost without a conflict: both commit, and the rows are back.
         """
-        if not self.query("SELECT 1 FROM lake.options() WHERE option_name = 'data_inlining_row_limit' AND value = '0'"):
-            self.query("CALL lake.set_option('data_inlining_row_limit', 0)")
+        missing = "SELECT 1 WHERE NOT EXISTS (FROM lake.options() WHERE option_name = 'data_inlining_row_limit' AND value = '0')"
+        if self.query(missing):
+            with self.lock("options of the lake", wait_seconds=10):  # two that set it would leave it there twice
+                if self.query(missing):
+                    self.query("CALL lake.set_option('data_inlining_row_limit', 0)")
 
     def _configure_s3(self) -> None:
         """Credentials from the standard ``AWS_*`` variables; `credential_chain` would need another extension."""
@@ -281,6 +292,7 @@ def sql_name(*parts: str) -> str:
 
 # What DuckDB's, DuckLake's and libpq's messages contain, most telling first; all seen, see tests/lake.
 _CONFLICT = ("transaction conflict", "conflict on", "retry count", "could not serialize access", "deadlock detected")
+_MADE_MEANWHILE = ("pg_type_typname_nsp_index", "pg_class_relname_nsp_index", "already exists")
 _DISK_FULL = ("no space left", "disk quota", "file too large")
 _NOT_ALLOWED = ("permission denied", "permission error", "read-only", "fatal: password authentication", "fatal: no pg_hba.conf",
                 "fatal: role", "fatal: database", "access denied", "http 401", "http 403", "http 404",
@@ -297,6 +309,8 @@ def _translated(doing: str, error: duckdb.Error) -> LakeError:
     def mentions(signs: tuple[str, ...]) -> bool:
         return any(sign in lower for sign in signs)
 
+    if "failed to initialize ducklake" in lower and mentions(_MADE_MEANWHILE):
+        return LakeConflict(f"{doing}: another process makes the lake at this moment. ({found})")
     if mentions(_CONFLICT):
         return LakeConflict(f"{doing}: another writer of the same table committed first. ({found})")
     if mentions(_DISK_FULL):

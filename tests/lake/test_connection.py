@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -243,6 +244,18 @@ def test_another_data_path_is_refused(settings: Settings, lake: Lake, tmp_path: 
 def test_a_folder_that_cannot_be_made_is_named(settings: Settings) -> None:
     with pytest.raises(LakeRejected, match=r"Opening the lake: /proc/lake.*Make the folder writable"):
         Lake.open(settings.model_copy(update={"lake_data": "/proc/lake"}))
+
+
+def test_writers_that_all_find_no_lake_make_one(settings: Settings) -> None:
+    def write(number: int) -> None:
+        with Lake.open(settings) as lake:
+            lake.in_transaction(lambda: lake.connection.execute(f"CREATE TABLE t_{number} (n BIGINT)"), asset="t")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    with Lake.open(settings, read_only=True) as lake:
+        assert lake.scalar("SELECT count(*) FROM duckdb_tables() WHERE table_name LIKE 't\\__' ESCAPE '\\'") == 8
+        assert lake.query("SELECT value FROM lake.options() WHERE option_name = 'data_inlining_row_limit'") == [("0",)]
 
 
 def test_a_missing_lake_is_not_made_by_a_reader(settings: Settings) -> None:

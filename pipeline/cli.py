@@ -255,11 +255,12 @@ def serve() -> None:
 
 @serve.command()
 def daemon() -> None:
-    """Run Dagster's daemon, and beside it the reaper of run Jobs."""
+    """Run Dagster's daemon with retries that wait for code locations, and beside it the reaper of run Jobs."""
     from dagster._daemon.cli import run_command
 
-    from pipeline.launch import reaper
+    from pipeline.launch import reaper, retries
 
+    retries.install()
     reaper.start()
     workspace = _settings(database=False).dagster_home / "workspace.yaml"
     run_command.main(["-w", str(workspace)], prog_name="dagster-daemon run")

@@ -17,6 +17,7 @@ from pipeline.ingest.spec import load_source
 from pipeline.lake.connection import Lake
 from pipeline.operate.database import stop_embedded, with_database
 from pipeline.settings import Settings
+from tests.benchmarks.rows import Row, row
 
 MILLRACE = Path(sys.executable).with_name("millrace")
 STAND_IN = Path(__file__).parents[1] / "ingest" / "connectors" / "source_fast.py"
@@ -48,7 +49,7 @@ print("seconds", time.perf_counter() - started)
 """
 
 
-def run() -> list[dict[str, object]]:
+def run() -> list[Row]:
     """The connector rows of the table."""
     with tempfile.TemporaryDirectory() as folder:
         lent = os.environ.get("MILLRACE_CONNECTORS_DIR")
@@ -60,65 +61,31 @@ def run() -> list[dict[str, object]]:
             stop_embedded(home)
 
 
-def _measure(settings: Settings, folder: Path) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
+def _measure(settings: Settings, folder: Path) -> list[Row]:
+    rows: list[Row] = []
     found = {count: _millrace(settings, folder, count, "incremental_append") for count in COUNTS}
     for count, (rate, _) in found.items():
         is_timed = count == COUNTS[-1]  # the others mostly show what the command's start costs
         rows.append(
-            _row(
+            row(
                 f"connector, {count:,} records, append",
                 rate,
-                f">= {RATE:,}" if is_timed else "",
-                rate >= RATE or not is_timed,
+                "records/s",
+                target=f">= {RATE:,}" if is_timed else "",
+                passed=rate >= RATE or not is_timed,
             )
         )
     for sync in ("full_refresh", "incremental_deduped"):
         rate, _ = _millrace(settings, folder, 1_000_000, sync)
-        rows.append(_row(f"connector, 1,000,000 records, {sync}", rate, "", passed=True))
+        rows.append(row(f"connector, 1,000,000 records, {sync}", rate, "records/s"))
     (_, small), (_, middle), (_, large) = (found[count] for count in COUNTS)
     for name, base in (("0.1 M", small), ("1 M", middle)):
-        growth = large / base
-        rows.append(
-            _row(
-                f"memory, 5 M records to {name}",
-                large,
-                f"<= {GROWTH} x",
-                growth <= GROWTH,
-                unit="MiB",
-                peer=base,
-                ratio=growth,
-            )
-        )
+        rows.append(row(f"memory, 5 M records to {name}", large, "MiB", peer=base, limit=GROWTH))
     peer = _pyairbyte(settings, folder)
-    ours = found[COUNTS[-1]][0]
     rows.append(
-        _row(
-            "connector, to PyAirbyte's cache", ours, f">= {RATIO} x", ours / peer >= RATIO, peer=peer, ratio=ours / peer
-        )
+        row("connector, to PyAirbyte's cache", found[COUNTS[-1]][0], "records/s", peer=peer, limit=RATIO, target=">=")
     )
     return rows
-
-
-def _row(
-    name: str,
-    value: float,
-    target: str,
-    passed: bool,
-    *,
-    unit: str = "records/s",
-    peer: float | None = None,
-    ratio: float | None = None,
-) -> dict[str, object]:
-    return {
-        "name": name,
-        "value": value,
-        "unit": unit,
-        "peer": peer,
-        "ratio": ratio,
-        "target": target,
-        "passed": passed,
-    }
 
 
 def _millrace(settings: Settings, folder: Path, count: int, sync: str) -> tuple[float, float]:

@@ -24,7 +24,7 @@ RUNS = """query($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Ru
   runId status jobName creationTime startTime endTime tags { key value } parentRunId } } } }"""
 LOGS = """query($id: ID!, $cursor: String) { logsForRun(runId: $id, afterCursor: $cursor) { ... on EventConnection { cursor hasMore
   events { __typename ... on MessageEvent { message timestamp stepKey }
-           ... on LogsCapturedEvent { fileKey } ... on ErrorEvent { error { message } }
+           ... on LogsCapturedEvent { fileKey } ... on ErrorEvent { error { message causes { message } } }
            ... on MaterializationEvent { assetKey { path } } } } } }"""
 
 
@@ -47,10 +47,21 @@ def until(look: Callable[[], T], *, seconds: float, what: str, every: float = 0.
             if answer := look():
                 return answer
             last = ""
-        except (AssertionError, OSError, KeyError, IndexError, ValueError, httpx2.HTTPError) as error:
+        except (AssertionError, OSError, LookupError, StopIteration, ValueError, httpx2.HTTPError) as error:
             last = f"{type(error).__name__}: {error}"
         assert time.monotonic() < deadline, f"after {seconds:.0f} s still not: {what}. {last}"
         time.sleep(every)
+
+
+def size_on_node(image: str) -> int:
+    """Bytes of *image* on the cluster's node, unpacked. The node tells of a new one within a minute."""
+
+    def look() -> int:
+        (node, *_) = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
+        found = (each for each in node["status"]["images"] if any(name.endswith(image) for name in each["names"]))
+        return int(next(found)["sizeBytes"])
+
+    return until(look, seconds=90, what=f"image {image} on the node")
 
 
 @dataclass
@@ -244,8 +255,10 @@ class Release:
                 return found
 
     def messages(self, run_id: str) -> list[str]:
-        """Every line of the run's log, errors included."""
-        return [
-            f"{event['message']} {(event.get('error') or {}).get('message', '')}".strip()
-            for event in self.events(run_id)
-        ]
+        """Every line of the run's log, with errors and what caused them."""
+        lines = []
+        for event in self.events(run_id):
+            error = event.get("error") or {}
+            causes = [error, *error.get("causes", ())]
+            lines.append(" ".join([event["message"], *(each.get("message", "") for each in causes)]).strip())
+        return lines

@@ -1,9 +1,11 @@
 """A release as production has it: PostgreSQL over TLS and a pooler before it, everything on S3, runs in their own namespace."""
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -17,10 +19,19 @@ SERVERS, RUNS = f"{NAME}-servers", f"{NAME}-runs"
 HOST = f"postgres.{SERVERS}.svc.cluster.local"
 PASSWORD = "right-'\"\\ %s"  # of those that break connection strings
 TRIALS = yaml.safe_load((HERE / "trials.yaml").read_text())
+
+
+def _image(name: str) -> dict[str, Any]:
+    """As the chart's values name it; nothing leaves the chart's own."""
+    repository, _, tag = name.rpartition(":")
+    return {"image": {"repository": repository, "tag": tag}} if name else {}
+
+
 VALUES = {
     "codeLocations": [{"name": "trials", "module": "trials"}],
     "postgresql": {"enabled": False},
     "database": {"existingSecret": "database", "tls": {"mode": "verify-full", "caSecret": "database-ca"}},
+    "pgbouncer": {"enabled": True, **_image(os.environ.get("MILLRACE_TEST_PGBOUNCER", ""))},
     "s3": {"endpoint": f"http://store.{SERVERS}:7070", "existingSecret": "store"},
     "lake": {"type": "s3", "url": "s3://company/lake"},
     "computeLogs": {"type": "s3", "url": "s3://company/logs"},
@@ -97,6 +108,7 @@ def test_a_release_on_servers_of_ones_own(production: Release):
     database_secret(PASSWORD)
     kubectl("-n", NAME, "delete", "pod", "--all", "--wait=false")  # those that wait read it anew at once
     production.helm("upgrade")
+    assert production.pod("pgbouncer")
 
     run_id = production.launch(assets=["says", "writer_0"], location="trials")
     job = until(

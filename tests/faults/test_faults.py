@@ -101,7 +101,7 @@ def image_of_trials(release: Release) -> Iterator[None]:
 
 def test_queued_runs_wait_for_a_code_location_that_crashes_again_and_again(release: Release):
     at_work = [
-        release.launch(assets=["sleeps"], location="trials", tags={"trials/seconds": "40"})
+        release.launch(assets=["sleeps"], location="trials", tags={"trials/seconds": "60"})
         for _ in range(4)  # of tests/cluster/trials.yaml: no more at once
     ]
     for run_id in at_work:
@@ -115,6 +115,7 @@ def test_queued_runs_wait_for_a_code_location_that_crashes_again_and_again(relea
         recreate = {"type": "Recreate", "rollingUpdate": None}  # else the old pod stays until the new one is ready
         kubectl(*deployment, json.dumps({"spec": {"strategy": recreate, "template": _with(crashing)}}))
         until(lambda: _restarts(release) >= 2, seconds=150, what="a crash loop")
+        kill("daemon")(release)  # the one from before knows all that a launch needs
         for run_id in at_work:  # their pods have their own copy of the code
             release.wait(run_id, "SUCCESS")
         time.sleep(20)

@@ -3,6 +3,7 @@
 import dagster as dg
 
 import pipeline.definitions as platform
+from pipeline.lake.connection import Lake
 
 
 @dg.asset
@@ -15,5 +16,18 @@ def second() -> None:
     """The second of two that do nothing."""
 
 
+@dg.asset(partitions_def=dg.StaticPartitionsDefinition([f"{number:02}" for number in range(12)]))
+def slices(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> None:
+    """Sorts five million rows and commits them: some seconds' work of processor and disk."""
+
+    def work() -> None:
+        lake.connection.execute("CREATE TABLE IF NOT EXISTS lake.slices (slice VARCHAR, number BIGINT, text VARCHAR)")
+        lake.connection.execute("DELETE FROM lake.slices WHERE slice = ?", [context.partition_key])
+        rows = "SELECT ?, range, md5(range::VARCHAR) FROM range(5_000_000) ORDER BY 3"
+        lake.connection.execute(f"INSERT INTO lake.slices {rows}", [context.partition_key])
+
+    lake.in_transaction(work, asset="slices", run_id=context.run.run_id)
+
+
 two = dg.define_asset_job("two", selection=["first", "second"])
-defs = dg.Definitions.merge(platform.defs, dg.Definitions(assets=[first, second], jobs=[two]))
+defs = dg.Definitions.merge(platform.defs, dg.Definitions(assets=[first, second, slices], jobs=[two]))

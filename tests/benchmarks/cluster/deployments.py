@@ -17,7 +17,9 @@ import yaml
 from tests.cluster.release import CHART, Release, kubectl, until
 
 HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[2] / "cluster"
 STOCK_IMAGE = "dagster-stock:bench"
+PGBOUNCER = "millrace-pgbouncer:test"
 
 
 class Stock(Release):
@@ -41,6 +43,7 @@ def millrace(namespace: str, **values: Any) -> Iterator[Release]:
     example = yaml.safe_load((CHART / "example.yaml").read_text())
     content = {
         "codeLocations": [{"name": "bench", "module": "bench"}],
+        "runs": {"tagConcurrencyLimits": [{"key": "bench/pods", "value": str(pods), "limit": pods} for pods in (1, 2, 4)]},
         "extraVolumes": [*example["extraVolumes"], {"name": "bench", "configMap": {"name": "bench"}}],
         "extraVolumeMounts": [*example["extraVolumeMounts"], {"name": "bench", "mountPath": "/srv/bench", "readOnly": True}],
         "extraEnv": [*example["extraEnv"], {"name": "PYTHONPATH", "value": "/srv/bench"}],
@@ -78,10 +81,17 @@ def stock(
         kubectl("delete", "namespace", namespace, "--wait=false")
 
 
-def build_stock_image() -> None:
-    """With the command that the tests of the image use."""
-    command = [*shlex.split(os.environ["MILLRACE_TEST_BUILD"]), "-t", STOCK_IMAGE, "-f", "Dockerfile", "."]
-    subprocess.run(command, cwd=HERE / "stock", check=True, capture_output=True)
+def build_images() -> None:
+    """Stock Dagster's and PgBouncer's, with the command that the tests of the image use."""
+    command = shlex.split(os.environ["MILLRACE_TEST_BUILD"])
+    for folder, name, file in ((HERE / "stock", STOCK_IMAGE, "Dockerfile"), (TESTS, PGBOUNCER, "pgbouncer.Dockerfile")):
+        subprocess.run([*command, "-t", name, "-f", file, "."], cwd=folder, check=True, capture_output=True)
+
+
+def image_value(name: str) -> dict[str, str]:
+    """As the chart's values name an image."""
+    repository, _, tag = name.rpartition(":")
+    return {"repository": repository, "tag": tag}
 
 
 def cgroup(release: Release, component: str) -> tuple[float, float]:

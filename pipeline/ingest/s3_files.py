@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.aws import has_role
 from pipeline.errors import SourceRejected, SourceUnavailable
 from pipeline.settings import Settings
 
@@ -66,7 +67,7 @@ def _store(location: str, settings: Settings) -> tuple[Any, str]:
 
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
     options = settings.s3_options()
-    if not os.environ.get("AWS_ACCESS_KEY_ID"):
+    if not (os.environ.get("AWS_ACCESS_KEY_ID") or has_role()):
         options["skip_signature"] = True  # public buckets, which most providers have
     limits: Any = {"allow_http": True, "timeout": f"{TIMEOUT_SECONDS}s", "connect_timeout": "10s"}
     store = S3Store(bucket, **options, client_options=limits, retry_config=RETRIES)

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 import duckdb
 import stamina
 
+from pipeline.aws import VARIABLES, credentials
 from pipeline.errors import LakeConflict, LakeError, LakeRejected, LakeUnavailable
 from pipeline.settings import Role, Settings
 
@@ -81,6 +82,7 @@ class Lake:
     def __init__(self, connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
         self.connection = connection
         self.settings = settings
+        self._s3_credentials: dict[str, str] = {}
 
     @classmethod
     def open(cls, settings: Settings, *, read_only: bool = False, role: Role | None = None) -> "Lake":
@@ -159,6 +161,7 @@ class Lake:
             on=LakeConflict, attempts=TRANSACTION_ATTEMPTS, timeout=None, wait_initial=0.05, wait_max=2, wait_jitter=0.2
         ):
             with attempt, self.errors(f"Writing {asset}"):
+                self._renew_s3_credentials()
                 try:
                     self.connection.execute("BEGIN")
                     value = work()
@@ -234,13 +237,20 @@ class Lake:
                 if self.query(missing):
                     self.query("CALL lake.set_option('data_inlining_row_limit', 0)")
 
+    def _renew_s3_credentials(self) -> None:
+        """Those of a role end after an hour or so, and a run may take longer."""
+        if self._s3_credentials and credentials() != self._s3_credentials:
+            self._configure_s3()
+
     def _configure_s3(self) -> None:
-        """Credentials from the standard ``AWS_*`` variables; `credential_chain` would need another extension."""
+        """Credentials as `pipeline.aws` finds them; `credential_chain` would need another extension."""
         endpoint = self.settings.s3_endpoint
+        self._s3_credentials = credentials()
+        key_id, secret, token = (self._s3_credentials.get(name, "") for name in VARIABLES)
         values = {
-            "KEY_ID": os.environ.get("AWS_ACCESS_KEY_ID", ""),
-            "SECRET": os.environ.get("AWS_SECRET_ACCESS_KEY", ""),
-            "SESSION_TOKEN": os.environ.get("AWS_SESSION_TOKEN", ""),
+            "KEY_ID": key_id,
+            "SECRET": secret,
+            "SESSION_TOKEN": token,
             "REGION": self.settings.s3_region,
             "ENDPOINT": endpoint.removeprefix("http://").removeprefix("https://"),
             "URL_STYLE": "path" if endpoint else "vhost",
@@ -255,7 +265,7 @@ class Lake:
         given = {key: value for key, value in values.items() if value}
         # Bound and not written into the statement: no error text and no log can repeat them.
         options = "".join(f", {key} ?" for key in given)
-        self.connection.execute(f"CREATE SECRET {name} (TYPE {kind}{options})", list(given.values()))
+        self.connection.execute(f"CREATE OR REPLACE SECRET {name} (TYPE {kind}{options})", list(given.values()))
 
 
 def _prepare_folders(path: str, scratch: Path) -> None:

@@ -28,6 +28,7 @@ from pipeline.settings import CPU_TAG, MEMORY_TAG
 log = logging.getLogger(__name__)
 
 AMOUNT_TAGS = {MEMORY_TAG: "memory", CPU_TAG: "cpu"}
+OF_ASSETS_TAG = "millrace/amounts_of_assets"  # which of those a run has from its assets, and not by its own tags
 CALL_SECONDS = 10.0  # an API server that hangs must not hang the daemon
 RETRY_SECONDS = 5.0
 LAUNCH_SECONDS = 180.0  # as long as a launch waits for an API server that does not answer
@@ -73,15 +74,19 @@ class RunLauncher(K8sRunLauncher):
         amounts = {name: dagster_run.tags[tag] for tag, name in AMOUNT_TAGS.items() if tag in dagster_run.tags}
         killed_at = dagster_run.tags.get(KILLED_AT_TAG)
         if killed_at and self._out_of_memory:
-            wanted = float(parse_quantity(killed_at)) * self._out_of_memory["factor"]
-            amounts["memory"] = f"{int(min(wanted, float(parse_quantity(self._out_of_memory['limit'])))) // MIB}Mi"
+            killed = float(parse_quantity(killed_at))
+            more = min(killed * self._out_of_memory["factor"], float(parse_quantity(self._out_of_memory["limit"])))
+            # Never less than it had, or than somebody asks for by now.
+            wanted = max(killed, more, float(parse_quantity(amounts.get("memory", "0"))))
+            amounts["memory"] = f"{int(wanted) // MIB}Mi"
         if not amounts:
             return context
-        # No CPU limit: the imports at the start of a run would be throttled.
-        limits = {name: amount for name, amount in amounts.items() if name != "cpu"}
+        # No CPU limit where none is configured: the imports at the start of a run would be throttled.
+        limited = (self.resources or {}).get("limits", {})
+        limits = {name: amount for name, amount in amounts.items() if name != "cpu" or name in limited}
         resources = {"requests": amounts, "limits": limits}
-        more = UserDefinedDagsterK8sConfig.from_dict({"container_config": {"resources": resources}})
-        return context.merge(K8sContainerContext(run_k8s_config=more))
+        config = UserDefinedDagsterK8sConfig.from_dict({"container_config": {"resources": resources}})
+        return context.merge(K8sContainerContext(run_k8s_config=config))
 
     def launch_run(self, context: LaunchRunContext) -> None:
         """Make the run's Job; an API server that does not answer is asked again for three minutes.
@@ -198,7 +203,8 @@ class RunLauncher(K8sRunLauncher):
 def _amounts_of_assets(context: LaunchRunContext) -> dict[str, str]:
     """Tags with the largest CPU and memory that one of the run's assets asks for, where its own tags do not say it."""
     run, origin = context.dagster_run, context.dagster_run.remote_job_origin
-    missing = AMOUNT_TAGS.keys() - run.tags.keys()
+    # A run that repeats another inherits its tags: an asset may have been given more meanwhile.
+    missing = AMOUNT_TAGS.keys() - (run.tags.keys() - set(run.tags.get(OF_ASSETS_TAG, "").split(",")))
     if not missing or not origin or not context.workspace:
         return {}
     location = context.workspace.get_code_location(origin.repository_origin.code_location_origin.location_name)
@@ -209,7 +215,7 @@ def _amounts_of_assets(context: LaunchRunContext) -> dict[str, str]:
         amounts = [graph.get(key).tags[tag] for key in keys if graph.has(key) and tag in graph.get(key).tags]
         if amounts:
             asked[tag] = max(amounts, key=parse_quantity)
-    return asked
+    return asked | {OF_ASSETS_TAG: ",".join(sorted(asked))} if asked else {}
 
 
 def _api_error(error: BaseException) -> BaseException:

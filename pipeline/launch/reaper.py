@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus, RunsFilter
 from dagster._core.storage.dagster_run import RunRecord
 from dagster._core.storage.tags import (
     AUTO_MATERIALIZE_TAG,
@@ -24,7 +24,7 @@ from dagster._core.storage.tags import (
     TICK_ID_TAG,
 )
 
-from pipeline.launch.launcher import NOT_KNOWN, RunLauncher
+from pipeline.launch.launcher import LAUNCH_SECONDS, NOT_KNOWN, RunLauncher
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ PERIOD_SECONDS = 15.0
 OVER_SECONDS = 60.0  # a run's process may still be writing its last log when the run is over
 START_SECONDS = 75.0  # an image, a volume or a Secret that is missing may come within
 PAGE = 500
+JOB_MADE = "run worker job created"  # what dagster-k8s records of a launch that succeeded
 OF_THE_DAEMON = {AUTO_MATERIALIZE_TAG, AUTO_OBSERVE_TAG, AUTOMATION_CONDITION_TAG, BACKFILL_ID_TAG, RETRY_NUMBER_TAG,
                  SCHEDULE_NAME_TAG, SENSOR_NAME_TAG, TICK_ID_TAG}  # it queues what it had begun to launch  # fmt: skip
 
@@ -69,11 +70,17 @@ class Reaper:
         starting = self._instance.get_run_records(RunsFilter(statuses=[DagsterRunStatus.STARTING]))
         without_job = {record.dagster_run.run_id for record in starting} - jobs.keys()
         for record in starting:
-            if now - record.update_timestamp.timestamp() < START_SECONDS:
+            starting_for = now - record.update_timestamp.timestamp()
+            if starting_for < START_SECONDS:
                 continue
             run = record.dagster_run
             if run.run_id in without_job & self._without_job:
-                why = "Its Job is gone: somebody deleted it. Launch the run again."
+                if self._had_a_job(run.run_id):
+                    why = "Its Job is gone: somebody deleted it. Launch the run again."
+                elif starting_for > LAUNCH_SECONDS + START_SECONDS:
+                    why = "No Job was made for it. Launch the run again."
+                else:  # the launcher may still be trying
+                    continue
             else:
                 why = self._launcher.why_it_cannot_start(run)
             if why:
@@ -82,6 +89,10 @@ class Reaper:
         self._without_job = without_job
         reaped.cancelled = self._cancel_half_launched(now)
         return reaped
+
+    def _had_a_job(self, run_id: str) -> bool:
+        events = self._instance.get_records_for_run(run_id, of_type=DagsterEventType.ENGINE_EVENT).records
+        return any(JOB_MADE in record.event_log_entry.message for record in events)
 
     def _cancel_half_launched(self, now: float) -> list[str]:
         """A launch that lost the database between making its run and queueing it: who asked for it was told that it failed."""

@@ -161,7 +161,8 @@ def _version(program: Path) -> str:
 
 
 def _environment(settings: Settings, database: str) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    kept = ("PGSSLMODE", "PGSSLROOTCERT")  # as every other connection takes them, where the address does not say
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG") or name in kept}
     return inherited | settings.libpq_environment(database) | {"PGAPPNAME": "millrace backup"}
 
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.errors import ConfigError
 from pipeline.operate.database import connect
 from pipeline.operate.store import open_store
 from pipeline.settings import Settings
@@ -157,6 +158,13 @@ def _purge_compute_logs(settings: Settings, before: datetime) -> int:
     """The output of runs, where it lies elsewhere than with the other logs."""
     if not settings.compute_logs:
         return 0
+    path = f"{settings.compute_log_path}/"
+    is_bucket = path.startswith("s3://") and "/" not in path.removeprefix("s3://").rstrip("/")
+    if is_bucket or settings.lake_path.startswith(path):
+        raise ConfigError(
+            f"Deleting old compute logs: MILLRACE_COMPUTE_LOGS is {settings.compute_logs}, "
+            f"{'a whole bucket' if is_bucket else f'where the lake lies ({settings.lake_path})'}. Give it a place of its own."
+        )
     if not settings.compute_logs.startswith("s3://"):
         return _purge_files(Path(settings.compute_log_path), before.timestamp())
     store = open_store(settings.compute_log_path, settings)

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from pipeline.aws import credentials
 from pipeline.errors import ConfigError
 from pipeline.lake.connection import install_extensions
 from pipeline.settings import PROFILES_DIR, Settings
@@ -128,6 +129,7 @@ def invocation(settings: Settings, run_id: str) -> Iterator[dict[str, str]]:
     try:
         yield {
             **settings.child_environment(),
+            **(credentials() if settings.lake_path.startswith("s3://") else {}),
             "MILLRACE_RUN_ID": run_id,
             "DBT_TARGET_PATH": str(folder / "target"),
             "DBT_LOG_PATH": str(folder / "target"),

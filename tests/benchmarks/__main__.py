@@ -10,15 +10,19 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.rows import Row
+
 PARTS = ("commands", "files", "airbyte")
 
 
 def main() -> int:
     console = Console(width=150)
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for part in sys.argv[1:] or PARTS:
         console.print(f"measuring {part} …")
-        rows += importlib.import_module(f"tests.benchmarks.{part}").run()
+        for row in importlib.import_module(f"tests.benchmarks.{part}").run():
+            rows.append(row)
+            console.print(f"  {row['name']}: {_number(row['value'])} {row['unit']}")
     table = Table("measure", "value", "unit", "against", "ratio", "target", "held")
     for row in rows:
         ratio = row.get("ratio")

@@ -175,7 +175,8 @@ def test_a_disruption_budget_is_for_several_and_lets_one_go(rendered: Rendered):
 def test_runs_are_below_the_services():
     rendered = render("default")
     values = {item["metadata"]["name"]: item["value"] for item in rendered.of_kind("PriorityClass")}
-    run, *services = (values[pod["spec"]["priorityClassName"]] for pod in reversed(rendered.pods().values()))
+    pods = {name: pod["spec"] for name, pod in rendered.pods().items() if not name.startswith("Job/millrace-migration")}
+    run, *services = (values[spec["priorityClassName"]] for spec in reversed(pods.values()))
 
     assert run < 0 < min(services)
 
@@ -208,7 +209,8 @@ def test_extras_reach_every_millrace_container():
             variables = {variable["name"] for variable in container["env"]}
             assert {"MILLRACE_PARTITIONS_PER_RUN", "SHOP_TOKEN"} <= variables, name
             assert {"configMapRef": {"name": "site-environment"}} in container["envFrom"], name
-            assert {"name": "project", "mountPath": "/srv/project", "readOnly": True} in container["volumeMounts"], name
+            mount = {"name": "project", "mountPath": "/srv/project", "readOnly": True}
+            assert (mount in container["volumeMounts"]) is not name.startswith("Job/millrace-migration"), name
 
 
 def test_every_millrace_container_has_the_environment_and_folders_of_the_image(rendered: Rendered):
@@ -245,7 +247,7 @@ def test_who_works_on_the_lake_finds_it(scenario: str, data: str):
     assert rendered.named("ConfigMap", "millrace-environment")["data"]["MILLRACE_LAKE_DATA"] == data
     if data.startswith("/"):
         assert {name.split("/")[1].split("-run-")[0] for name in on_volume} == {
-            "millrace-code-millrace", "millrace-migration-1", "millrace-backup", "millrace-backup-1", "millrace-restore", "dagster",
+            "millrace-code-millrace", "millrace-backup", "millrace-backup-1", "millrace-restore", "dagster",
         }  # fmt: skip
     else:
         assert on_volume == set()
@@ -279,9 +281,9 @@ def test_network_flows_are_exactly_these():
         "code": (["daemon:4000", "webserver-read-only:4000", "webserver:4000"], [DNS, pool, DATABASE, "public:443,80"]),
         "daemon": ([], ["any:443,6443", "code:4000", DNS, pool, DATABASE]),
         "webserver": (["ingress-nginx:3001", "test:3001"], ["any:443,6443", "code:4000", DNS, pool, DATABASE]),
-        "webserver-read-only": (["ingress-nginx:3001", "test:3001"], ["code:4000", DNS, pool, DATABASE]),
+        "webserver-read-only": (["test:3001"], ["code:4000", DNS, pool, DATABASE]),
         "run-worker": ([], [DNS, pool, DATABASE, "public:443,80"]),
-        "migration": ([], [DNS, pool, DATABASE]),
+        "migration-1": ([], [DNS, pool, DATABASE]),
         "backup": ([], [DNS, pool, DATABASE]),
         "pgbouncer": (["release:6432"], [DNS, pool, DATABASE]),
         "postgresql": (["release:5432"], [DNS]),
@@ -345,3 +347,77 @@ def _peer(peer: dict[str, Any]) -> str:
     if labels:
         return str(labels.get("app.kubernetes.io/component", "release"))
     return str(peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name", "any"))
+
+
+def test_old_compute_logs_are_deleted_where_they_are_written_and_nowhere_else():
+    rendered = render("object-store")
+    written = rendered.file("dagster.yaml")["compute_logs"]["config"]
+    (environment,) = (
+        item for item in rendered.of_kind("ConfigMap") if item["metadata"]["name"] == "millrace-environment"
+    )
+
+    assert environment["data"]["MILLRACE_COMPUTE_LOGS"] == f"s3://{written['bucket']}/{written['prefix']}"
+    assert written["prefix"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reached"),
+    [
+        ("ingress.enabled=true,ingress.host=h.test,ingress.unauthenticated=true", "millrace-webserver"),
+        ("ingress.enabled=true,ingress.host=h.test,ingress.readOnly=true", "millrace-webserver-read-only"),
+        ("ingress.enabled=false", ""),
+    ],
+)
+def test_the_controller_reaches_the_published_ui_alone(settings: str, reached: str):
+    policies = render("default", f"webserver.readOnly.enabled=true,{settings}").of_kind("NetworkPolicy")
+    controller = {"kubernetes.io/metadata.name": "ingress-nginx"}
+    admitting = [
+        policy["metadata"]["name"]
+        for policy in policies
+        for rule in policy["spec"].get("ingress", ())
+        for peer in rule.get("from", ())
+        if peer.get("namespaceSelector", {}).get("matchLabels") == controller
+    ]
+
+    assert admitting == ([reached] if reached else [])
+
+
+def test_a_cloud_role_is_of_those_that_use_the_bucket_alone():
+    accounts = render("production", "backup.enabled=true").of_kind("ServiceAccount")
+    with_role = {
+        account["metadata"]["name"].removeprefix("millrace-")
+        for account in accounts
+        if "annotations" in account["metadata"]
+    }
+
+    assert with_role == {"backup", "code", "daemon", "run", "webserver"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "together"),
+    [
+        ("lake.type=volume", True),
+        ("lake.volume.accessModes={ReadWriteMany},computeLogs.type=none", False),
+        ("lake.volume.accessModes={ReadWriteMany}", True),
+        ("lake.type=s3,lake.url=s3://b/l,computeLogs.type=none", False),
+    ],
+)
+def test_pods_that_share_a_volume_of_one_node_are_kept_together(settings: str, together: bool):
+    """By themselves they would land on many nodes and wait for the volume for ever."""
+    pods = render("default", settings).pods()
+    for name, pod in pods.items():
+        shared = [volume for volume in pod["spec"]["volumes"] if volume["name"] in ("lake", "logs")]
+        if not shared:
+            continue
+        terms = (
+            pod["spec"]
+            .get("affinity", {})
+            .get("podAffinity", {})
+            .get("requiredDuringSchedulingIgnoredDuringExecution", [])
+        )
+        assert bool(terms) is together, name
+        for term in terms:
+            (component,) = term["labelSelector"]["matchExpressions"]
+            labels = pod["metadata"]["labels"]
+            assert labels["app.kubernetes.io/component"] in component["values"], name
+            assert term["labelSelector"]["matchLabels"].items() <= labels.items(), name

@@ -5,6 +5,7 @@ import pytest
 from tests.helm.chart import SCENARIOS, refusal, render
 
 pytestmark = pytest.mark.tools
+ELSEWHERE = "runs.namespace=runs,lake.type=s3,lake.url=s3://l,computeLogs.type=none"
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,23 @@ def test_a_value_that_does_not_fit_is_named_with_its_place(setting: str, message
             "codeLocations has two of the name a.",
         ),
         (
+            "lake.type=s3,lake.url=s3://b/x/lake,computeLogs.type=s3,computeLogs.url=s3://b/x",
+            "lake is in the place of computeLogs (s3://b/x): each deletes what it does not know or what is old.",
+        ),
+        (
+            "lake.type=s3,lake.url=s3://b,backup.enabled=true,backup.type=s3,backup.url=s3://b/backup",
+            "backup is in the place of lake (s3://b)",
+        ),
+        (
+            "lake.type=s3,lake.url=s3://b/x,computeLogs.type=s3,computeLogs.url=s3://b/x/",
+            "Give each its own.",
+        ),
+        ("lake.volume.existingClaim=mine,computeLogs.volume.existingClaim=mine", "(mine): each deletes"),
+        (
+            f"{ELSEWHERE},networkPolicy.database.to[0].podSelector.matchLabels.app=postgres",
+            "networkPolicy.database.to has a podSelector without a namespaceSelector: for the runs it would mean pods of runs.",
+        ),
+        (
             "runs.maxConcurrent=20",
             "runs.maxConcurrent of 20 may open 220 connections, and postgresql.maxConnections is 200.",
         ),
@@ -68,6 +86,18 @@ def test_a_value_that_does_not_fit_is_named_with_its_place(setting: str, message
 )
 def test_what_would_not_work_is_refused_with_what_to_change(settings: str, message: str):
     assert message in refusal(settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "lake.type=s3,lake.url=s3://b/lake,computeLogs.type=s3,computeLogs.url=s3://b",  # which means s3://b/compute-logs
+        "lake.type=s3,lake.url=s3://b/lake,backup.enabled=true,backup.type=s3,backup.url=s3://b/lake-backup",
+        "lake.volume.existingClaim=mine,computeLogs.volume.existingClaim=mine-too",
+    ],
+)
+def test_places_beside_one_another_are_fine(settings: str):
+    assert render("default", settings)
 
 
 @pytest.mark.parametrize("version", ["1.29.9", "1.25.0"])

@@ -93,6 +93,17 @@ def test_generated_passwords_are_kept_over_upgrades(ask: Ask):
     assert kept["stringData"] == made["stringData"]
 
 
+def test_they_are_kept_under_other_names_of_keys_too(ask: Ask):
+    names = "database.secretKeys.password=pw,database.secretKeys.exporterPassword=metrics"
+    first, _ = ask(names, known={})
+    (made,) = first.of_kind("Secret")
+
+    second, _ = ask(names, known={("data", "millrace-database"): made["stringData"]}, upgrade=True)
+
+    assert made["stringData"].keys() >= {"pw", "metrics"}
+    assert second.of_kind("Secret")[0]["stringData"] == made["stringData"]
+
+
 def test_a_password_that_is_new_in_the_chart_joins_the_kept_ones(ask: Ask):
     known = {("data", "millrace-database"): {"password": "kept"}}
 
@@ -162,7 +173,13 @@ def test_on_upgrade_the_migration_comes_before_all_else_with_the_new_configurati
 
     configs = {"environment": "millrace-migration-1-environment", "instance": "millrace-migration-1-instance"}
 
-    assert before.keys() == {"Job/millrace-migration-1", *(f"ConfigMap/{name}" for name in configs.values())}
+    policy = "NetworkPolicy/millrace-migration-1"
+    assert before.keys() == {"Job/millrace-migration-1", policy, *(f"ConfigMap/{name}" for name in configs.values())}
+    weights = {
+        name: int(item["metadata"]["annotations"].get("helm.sh/hook-weight", 0)) for name, item in before.items()
+    }
+    assert min(weights, key=weights.__getitem__) == policy
+    assert max(weights, key=weights.__getitem__) == "Job/millrace-migration-1"
     assert container["command"] == ["millrace", "migrate"]
     assert container["envFrom"] == [{"configMapRef": {"name": configs["environment"]}}]
     assert all(
@@ -192,6 +209,20 @@ def test_the_migration_waits_for_the_database_and_says_so():
     (wait,) = render("default").named("Job", "millrace-migration-1")["spec"]["template"]["spec"]["initContainers"]
 
     assert (wait["name"], wait["command"]) == ("wait-database", ["millrace", "wait-database", "--timeout", "120"])
+
+
+def test_the_migration_needs_nothing_that_its_upgrade_is_only_about_to_make():
+    """A claim, a class or a policy that the values name for the first time is not there when the hook runs."""
+    spec = render("example", upgrade=True).named("Job", "millrace-migration-1")["spec"]["template"]["spec"]
+
+    assert "priorityClassName" not in spec
+    assert not [volume for volume in spec["volumes"] if "persistentVolumeClaim" in volume]
+    (policy,) = (
+        item for item in render("production", upgrade=True).of_kind("NetworkPolicy")
+        if item["metadata"]["name"].startswith("millrace-migration")
+    )  # fmt: skip
+    labels = {"kubernetes.io/metadata.name": "databases"}
+    assert labels in [peer["namespaceSelector"]["matchLabels"] for rule in policy["spec"]["egress"] for peer in rule.get("to", ()) if "namespaceSelector" in peer]  # fmt: skip
 
 
 @pytest.mark.parametrize(

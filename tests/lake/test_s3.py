@@ -1,17 +1,20 @@
 """The lake on a real S3 server."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import boto3
 import duckdb
 import pytest
 from moto.server import ThreadedMotoServer
 
+from pipeline import aws
 from pipeline.errors import LakeRejected, LakeUnavailable, QueryRejected
 from pipeline.lake.connection import Lake
 from pipeline.lake.maintenance import maintain
 from pipeline.lake.reader import Reader
 from pipeline.settings import Settings
+from pipeline.transform.project import invocation
 
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIAREADER",
@@ -40,6 +43,31 @@ def on_s3(settings: Settings, s3: tuple[ThreadedMotoServer, str]) -> Settings:
         lake_data="s3://lake-data/lake",
         s3_endpoint=s3[1],
     )
+
+
+def test_a_pod_with_a_role_and_no_key_uses_the_roles_credentials_and_renews_them(
+    on_s3: Settings, s3: tuple[ThreadedMotoServer, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SECRETS:
+        monkeypatch.delenv(name)
+    (tmp_path / "token").write_text("a token of the cluster's")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/millrace")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", s3[1])
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    aws._role.cache_clear()
+
+    first = aws.credentials()
+    assert set(first) == set(SECRETS)
+    with Lake.open(on_s3) as lake:
+        write = lambda: lake.query("CREATE OR REPLACE TABLE t AS SELECT 1 AS id")  # noqa: E731
+        lake.in_transaction(write, asset="t")
+        aws._role.cache_clear()  # as after an hour
+        lake.in_transaction(write, asset="t")
+        assert lake._s3_credentials == aws.credentials() != first
+        with invocation(on_s3, "run") as environment:  # dbt's
+            assert {name: environment[name] for name in SECRETS} == aws.credentials()
+    aws._role.cache_clear()
 
 
 def test_rows_go_to_the_bucket_and_come_back_also_after_maintenance(on_s3: Settings) -> None:

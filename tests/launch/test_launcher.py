@@ -75,6 +75,10 @@ def test_a_pod_out_of_memory_is_named_with_peak_and_limit_and_its_retry_gets_mor
     assert _resources(launcher, failed) == {"requests": {"memory": "768Mi"}, "limits": {"memory": "768Mi"}}
     again = failed.with_tags({KILLED_AT_TAG: "768Mi"})
     assert _resources(launcher, again)["limits"] == {"memory": "1024Mi"}  # the cap
+    large = failed.with_tags({KILLED_AT_TAG: "16Gi"})
+    assert _resources(launcher, large)["limits"] == {"memory": "16384Mi"}  # never less than it had
+    asked = failed.with_tags({KILLED_AT_TAG: "512Mi", "millrace/memory": "6Gi"})
+    assert _resources(launcher, asked)["limits"] == {"memory": "6144Mi"}  # nor than somebody asks for by now
 
 
 def test_tags_set_cpu_and_memory_beside_what_the_launcher_gives(
@@ -87,6 +91,8 @@ def test_tags_set_cpu_and_memory_beside_what_the_launcher_gives(
         "limits": {"memory": "4Gi"},
     }
     assert _resources(launcher, start(millrace__cpu="2"))["requests"]["cpu"] == "2"
+    limited = make_launcher(resources={"requests": {"cpu": "250m"}, "limits": {"cpu": "1"}})
+    assert _resources(limited, start(millrace__cpu="2")) == {"requests": {"cpu": "2"}, "limits": {"cpu": "2"}}
 
 
 def test_a_tag_outside_the_allow_list_is_refused(make_launcher: Callable[..., RunLauncher], start: Start):

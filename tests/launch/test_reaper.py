@@ -7,7 +7,7 @@ import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 from kubernetes.client.rest import ApiException
 
-from pipeline.launch.launcher import RunLauncher
+from pipeline.launch.launcher import LAUNCH_SECONDS, RunLauncher
 from pipeline.launch.reaper import OVER_SECONDS, START_SECONDS, Reaper
 from tests.launch.api_server import ApiServer, job, pod
 from tests.launch.conftest import Start
@@ -84,11 +84,23 @@ def test_a_pod_without_a_node_waits(reaper: Reaper, api: ApiServer, start: Start
     assert reaper.run_pass(_soon(START_SECONDS + 1)).failed == []
 
 
-def test_a_starting_run_whose_job_vanished_is_failed_at_the_second_look(reaper: Reaper, start: Start):
+def test_a_starting_run_whose_job_vanished_is_failed_at_the_second_look(
+    reaper: Reaper, start: Start, instance: DagsterInstance
+):
     run = start(DagsterRunStatus.STARTING)
+    instance.report_engine_event("Kubernetes run worker job created", run, cls=RunLauncher)
 
     assert reaper.run_pass(_soon(START_SECONDS + 1)).failed == []
     assert reaper.run_pass(_soon(START_SECONDS + 20)).failed == [run.run_id]
+    assert any("somebody deleted it" in entry.message for entry in instance.all_logs(run.run_id))
+
+
+def test_a_run_that_the_launcher_may_still_be_launching_is_left_alone(reaper: Reaper, start: Start):
+    run = start(DagsterRunStatus.STARTING)
+
+    for seconds in (1, 20, LAUNCH_SECONDS - 1):
+        assert reaper.run_pass(_soon(START_SECONDS + seconds)).failed == []
+    assert reaper.run_pass(_soon(START_SECONDS + LAUNCH_SECONDS + 1)).failed == [run.run_id]
 
 
 def test_a_run_whose_launch_was_cut_off_is_cancelled_unless_the_daemon_goes_on_with_it(

@@ -12,6 +12,7 @@ import pytest
 from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
 from dagster._core.test_utils import create_run_for_test
 
+from pipeline.errors import ConfigError
 from pipeline.operate.database import connect
 from pipeline.operate.instance import ensure_instance, open_instance
 from pipeline.operate.retention import Purged, purge, rotate_log
@@ -217,3 +218,17 @@ def test_old_output_of_runs_goes_where_it_lies_in_a_bucket_or_a_folder_of_its_ow
     assert purge(in_bucket, older_than_days=30, now=datetime.now(UTC)).files == 0
     assert purge(in_bucket, older_than_days=30, now=datetime.now(UTC) + timedelta(days=31)).files == 1
     assert store.sizes() == {}
+
+
+def test_a_place_that_is_not_of_logs_alone_is_refused_and_nothing_is_deleted(settings: Settings, bucket: str) -> None:
+    ensure_instance(settings)
+    later = datetime.now(UTC) + timedelta(days=31)
+    store = open_store("s3://company/lake", settings.model_copy(update={"s3_endpoint": bucket}))
+    store.write("t/a.parquet", [b"rows"])
+    for logs in ("s3://company", "s3://company/", "s3://company/lake", "s3://company/lake/"):
+        wrong = settings.model_copy(
+            update={"compute_logs": logs, "lake_data": "s3://company/lake/of/all", "s3_endpoint": bucket}
+        )
+        with pytest.raises(ConfigError, match="a place of its own"):
+            purge(wrong, older_than_days=30, now=later)
+    assert len(store.sizes()) == 1

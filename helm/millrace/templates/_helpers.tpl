@@ -72,9 +72,12 @@ apiVersion: v1
 kind: ServiceAccount
 metadata:
   {{- include "millrace.metadata" . | nindent 2 }}
-  {{- with .root.Values.serviceAccountAnnotations }}
+  {{- if has .component (list "backup" "code" "daemon" "run" "webserver") }}{{ with .root.Values.serviceAccountAnnotations }}
   annotations: {{- toYaml . | nindent 4 }}
-  {{- end }}
+  {{- end }}{{ end }}
+  {{- if eq .component "webserver-read-only" }}{{ with .root.Values.webserver.readOnly.serviceAccountAnnotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}{{ end }}
 automountServiceAccountToken: false
 {{- end -}}
 

@@ -30,7 +30,7 @@ compute_logs:
   class: S3ComputeLogManager
   config:
     bucket: {{ $url.host | quote }}
-    prefix: {{ $url.path | trimAll "/" | default "compute-logs" | quote }}
+    prefix: {{ include "millrace.computeLogPrefix" $root | quote }}
     region: {{ $root.Values.s3.region | quote }}
     {{- with $root.Values.s3.endpoint }}
     endpoint_url: {{ . | quote }}
@@ -87,6 +87,9 @@ run_launcher:
         {{- with include "millrace.priorityClass" (list $root "runs") }}
         priority_class_name: {{ . }}
         {{- end }}
+        {{- with include "millrace.besideVolumes" $run }}
+        affinity: {{- . | nindent 10 }}
+        {{- end }}
         {{- with .nodeSelector }}
         node_selector: {{- toYaml . | nindent 10 }}
         {{- end }}
@@ -136,6 +139,11 @@ schedules: { use_threads: true, num_workers: 4 }
 {{- end }}
 {{- end -}}
 
+{{- /* Never empty: what is old under it is deleted. */ -}}
+{{- define "millrace.computeLogPrefix" -}}
+{{ (urlParse .Values.computeLogs.url).path | trimAll "/" | default "compute-logs" }}
+{{- end -}}
+
 {{- define "millrace.workspaceYaml" -}}
 load_from:
   {{- range .Values.codeLocations }}
@@ -161,7 +169,7 @@ PYTHONUNBUFFERED: "1"
 MILLRACE_STATE_DIR: /var/lib/millrace
 MILLRACE_INSTANCE_DIR: /opt/millrace/dagster
 {{- if ne .Values.computeLogs.type "none" }}
-MILLRACE_COMPUTE_LOGS: {{ eq .Values.computeLogs.type "s3" | ternary .Values.computeLogs.url "/var/lib/millrace-logs" }}
+MILLRACE_COMPUTE_LOGS: {{ if eq .Values.computeLogs.type "s3" }}s3://{{ (urlParse .Values.computeLogs.url).host }}/{{ include "millrace.computeLogPrefix" . }}{{ else }}/var/lib/millrace-logs{{ end }}
 {{- end }}
 {{- with .Values.projectDir }}
 MILLRACE_PROJECT_DIR: {{ . }}

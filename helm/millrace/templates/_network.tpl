@@ -1,14 +1,18 @@
 {{- /* NetworkPolicies. What a component's policy does not name is denied. */ -}}
 
 {{- /* Takes $self; "clients": components that may reach "port"; "peers": further ones, as Kubernetes writes them;
-     "reaches": names of the flows below. */ -}}
+     "reaches": names of the flows below; "name" and "annotations" replace its own. */ -}}
 {{- define "millrace.networkPolicy" -}}
 {{- if .root.Values.networkPolicy.enabled }}
 ---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata:
-  {{- include "millrace.metadata" . | nindent 2 }}
+  name: {{ .name | default (include "millrace.name" .) }}
+  labels: {{- include "millrace.labels" . | nindent 4 }}
+  {{- with .annotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
   {{- with .namespace }}
   namespace: {{ . }}
   {{- end }}
@@ -117,6 +121,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end -}}
 
+{{- /* Who may reach the twin that is published: the controller reaches that one alone. Takes (list $ "webserver"). */ -}}
 {{- define "millrace.uiPeers" -}}
-{{- if or .Values.ingress.enabled .Values.httpRoute.enabled }}{{ toYaml .Values.networkPolicy.ingress.from }}{{ end -}}
+{{- $component := index . 1 }}
+{{- with (index . 0).Values }}
+{{- range list .ingress .httpRoute }}
+{{- if and .enabled (eq $component (.readOnly | ternary "webserver-read-only" "webserver")) }}{{ toYaml (index $ 0).Values.networkPolicy.ingress.from }}{{ end }}
+{{- end }}
+{{- end }}
 {{- end -}}

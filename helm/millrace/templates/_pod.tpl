@@ -16,7 +16,28 @@ runAsNonRoot: true
 capabilities: { drop: [ALL] }
 {{- end -}}
 
-{{- /* What every pod of the release has, whatever its image. Takes $self; "token" mounts one for the API server. */ -}}
+{{- /* A ReadWriteOnce volume is one node's, and the scheduler does not keep its pods together by itself. Empty where
+     every volume may be on many nodes. Takes $self. */ -}}
+{{- define "millrace.besideVolumes" -}}
+{{- $sharing := list "backup" "code" "daemon" "run_worker" "webserver" "webserver-read-only" }}
+{{- $isOne := false }}
+{{- range list .root.Values.lake .root.Values.computeLogs }}
+{{- if and (eq .type "volume") (not (has "ReadWriteMany" .volume.accessModes)) }}{{ $isOne = true }}{{ end }}
+{{- end }}
+{{- if and $isOne (has .component $sharing) -}}
+podAffinity:
+  requiredDuringSchedulingIgnoredDuringExecution:
+    - topologyKey: kubernetes.io/hostname
+      labelSelector:
+        matchLabels:
+          {{- include "millrace.releaseLabels" .root | nindent 10 }}
+        matchExpressions:
+          - { key: app.kubernetes.io/component, operator: In, values: {{ toJson $sharing }} }
+{{- end }}
+{{- end -}}
+
+{{- /* What every pod of the release has, whatever its image. Takes $self; "token" mounts one for the API server;
+     "bare" leaves out what this upgrade may only be about to make. */ -}}
 {{- define "millrace.podBasics" -}}
 {{- $values := .root.Values -}}
 serviceAccountName: {{ include "millrace.name" (omit . "location") }}
@@ -25,9 +46,9 @@ enableServiceLinks: false
 {{- with $values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with include "millrace.priorityClass" (list .root "services") }}
+{{- with include "millrace.priorityClass" (list .root "services") }}{{ if not $.bare }}
 priorityClassName: {{ . }}
-{{- end }}
+{{- end }}{{ end }}
 {{- with $values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -36,7 +57,9 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with $values.affinity }}
 affinity: {{- toYaml . | nindent 2 }}
-{{- end }}
+{{- else }}{{ with include "millrace.besideVolumes" . }}
+affinity: {{- . | nindent 2 }}
+{{- end }}{{ end }}
 {{- with $values.topologyKey }}
 topologySpreadConstraints:
   - maxSkew: 1
@@ -126,9 +149,9 @@ volumeMounts: {{- include "millrace.volumeMounts" . | nindent 2 }}
 - { name: {{ . }}, persistentVolumeClaim: { claimName: {{ $store.volume.existingClaim | default (printf "%s-%s" $fullname .) }} } }
 {{- end }}
 {{- end }}
-{{- with $values.extraVolumes }}
+{{- with $values.extraVolumes }}{{ if not $.bare }}
 {{ toYaml . }}
-{{- end }}
+{{- end }}{{ end }}
 {{- end -}}
 
 {{- define "millrace.volumeMounts" -}}
@@ -145,9 +168,9 @@ volumeMounts: {{- include "millrace.volumeMounts" . | nindent 2 }}
 - { name: {{ . }}, mountPath: /var/lib/millrace-{{ . }} }
 {{- end }}
 {{- end }}
-{{- with $values.extraVolumeMounts }}
+{{- with $values.extraVolumeMounts }}{{ if not $.bare }}
 {{ toYaml . }}
-{{- end }}
+{{- end }}{{ end }}
 {{- end -}}
 
 {{- /* The specification of a Job that runs "command" (of $self, with "name" and "resources") and tries it "attempts" times. */ -}}

@@ -1,0 +1,35 @@
+"""Credentials of S3 buckets: the standard variables, or where a pod has a cloud role instead, those of the role."""
+
+import os
+from functools import cache
+from typing import Any
+
+VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+ROLES = (  # what EKS sets for a service account with a role, and for a pod identity
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+)
+
+
+def has_role() -> bool:
+    """True if this process is to use a cloud role: it has one, and no key."""
+    return not os.environ.get("AWS_ACCESS_KEY_ID") and any(os.environ.get(name) for name in ROLES)
+
+
+def credentials() -> dict[str, str]:
+    """The values of `VARIABLES` that there are; empty without key and role. Those of a role are renewed before they expire.
+
+    DuckDB and dbt know keys alone; boto3 gets them for a role.
+    """
+    if not has_role():
+        return {name: value for name in VARIABLES if (value := os.environ.get(name))}
+    found = _role().get_frozen_credentials()
+    return {name: value for name, value in zip(VARIABLES, found[:3], strict=True) if value}
+
+
+@cache
+def _role() -> Any:
+    import boto3  # type: ignore[import-untyped]
+
+    return boto3.Session().get_credentials()

@@ -255,12 +255,13 @@ def serve() -> None:
 
 @serve.command()
 def daemon() -> None:
-    """Run Dagster's daemon with retries that wait for code locations, and beside it the reaper of run Jobs."""
+    """Run Dagster's daemon: few sessions, retries that wait for code locations, and beside it the reaper of run Jobs."""
     from dagster._daemon.cli import run_command
 
-    from pipeline.launch import reaper, retries
+    from pipeline.launch import reaper, retries, sessions
 
     retries.install()
+    sessions.install()
     reaper.start()
     workspace = _settings(database=False).dagster_home / "workspace.yaml"
     run_command.main(["-w", str(workspace)], prog_name="dagster-daemon run")

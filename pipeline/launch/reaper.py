@@ -24,6 +24,7 @@ from dagster._core.storage.tags import (
     TICK_ID_TAG,
 )
 
+from pipeline.launch import sessions
 from pipeline.launch.launcher import LAUNCH_SECONDS, NOT_KNOWN, RunLauncher
 
 log = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ def start(period_seconds: float = PERIOD_SECONDS) -> threading.Thread:
 
 def _run(period_seconds: float) -> None:
     with DagsterInstance.get() as instance:
+        sessions.pool(instance)
         launcher = instance.run_launcher
         assert isinstance(launcher, RunLauncher)
         reaper = Reaper(instance, launcher)

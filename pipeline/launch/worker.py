@@ -25,6 +25,7 @@ from dagster._serdes import deserialize_value
 from dagster._utils import interrupts
 
 from pipeline.cgroup import Memory, read_memory
+from pipeline.launch import sessions
 from pipeline.launch.pods import KILLED_AT_TAG, MORE_MEMORY
 
 LAST_WORDS = Path("/dev/termination-log")  # the kubelet shows its content as the message of a container that ended
@@ -100,8 +101,7 @@ def main(arguments: str) -> int:
     with interrupts.capture_interrupts():
         args = deserialize_value(arguments, ExecuteRunArgs)
         with get_instance_for_cli(instance_ref=args.instance_ref) as instance:
-            # One session instead of one a query: a run of two assets would open 55.
-            instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=20)
+            sessions.pool(instance)
             _end_when_told(instance, args.run_id)
             return execute(args.run_id, instance, exit_code_on_failure=bool(args.set_exit_code_on_failure))
 

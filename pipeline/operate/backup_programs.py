@@ -18,6 +18,7 @@ from typing import IO
 
 from pipeline.errors import BackupError, ConfigError
 from pipeline.operate.store import BLOCK_BYTES
+from pipeline.operate.tls import ENCRYPTED, tunnel
 from pipeline.settings import Settings
 
 # Made by `database.prepare_database`, for whoever owns the database that is restored into.
@@ -43,7 +44,8 @@ class Programs:
             BackupError: with what pg_dump said.
         """
         command = [str(self.folder / "pg_dump"), "--format=custom", "--no-password"]
-        with _child(f"Dumping the database {database}", command, _environment(settings, database)) as child:
+        doing = f"Dumping the database {database}"
+        with _environment(doing, settings, database) as environment, _child(doing, command, environment) as child:
             assert child.stdout
             while block := child.stdout.read(BLOCK_BYTES):
                 yield block
@@ -76,7 +78,7 @@ class Programs:
             command = [str(self.folder / "pg_restore"), "--no-password", "--no-owner", "--exit-on-error",
                        f"--use-list={wanted.name}", f"--dbname={database}"]  # fmt: skip
             doing = f"Restoring the database {database}"
-            with _child(doing, command, _environment(settings, database)) as child:
+            with _environment(doing, settings, database) as environment, _child(doing, command, environment) as child:
                 assert child.stdin
                 _feed(child.stdin, dump, to_the_end=True)
 
@@ -160,10 +162,25 @@ def _version(program: Path) -> str:
     return found[1] if found else "0"
 
 
-def _environment(settings: Settings, database: str) -> dict[str, str]:
-    kept = ("PGSSLMODE", "PGSSLROOTCERT")  # as every other connection takes them, where the address does not say
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG") or name in kept}
-    return inherited | settings.libpq_environment(database) | {"PGAPPNAME": "millrace backup"}
+@contextmanager
+def _environment(doing: str, settings: Settings, database: str) -> Iterator[dict[str, str]]:
+    """Where *database* is and how it is reached, as ``PG*`` variables; over TLS where address or environment ask for it."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    told = {name: os.environ.get(name, "") for name in ("PGSSLMODE", "PGSSLROOTCERT")}
+    address = told | settings.libpq_environment(database) | {"PGAPPNAME": "millrace backup"}
+    mode, root_certificate = address.pop("PGSSLMODE"), address.pop("PGSSLROOTCERT")
+    if mode not in ENCRYPTED or address["PGHOST"].startswith("/"):
+        yield inherited | address
+        return
+    with tunnel(address["PGHOST"], address["PGPORT"], mode, root_certificate) as made:
+        try:
+            yield inherited | address | {"PGHOST": made.folder.name}
+        except BackupError as error:
+            if made.failures:
+                raise BackupError(
+                    f"{doing}: connecting to {address['PGHOST']} by TLS ({mode}): {made.failures[0]}"
+                ) from error
+            raise
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager, suppress
 
 ENCRYPTED = ("require", "verify-ca", "verify-full")
 SSL_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")  # PostgreSQL's protocol, "SSLRequest"
+SASL = (10).to_bytes(4, "big")  # "AuthenticationSASL", before the names of the ways that there are
 CONNECT_SECONDS = 10.0
 BLOCK_BYTES = 1 << 16
 
@@ -60,7 +61,7 @@ class Tunnel:
                 self.failures.append(str(error))
                 return
             with closing(server):
-                await asyncio.gather(_pump(reader, server), _pump(answers, writer))
+                await asyncio.gather(_pump(reader, server), _answer(answers, writer))
 
     def _ask_for_tls(self) -> socket.socket:
         plain = socket.create_connection((self._host, int(self._port)), CONNECT_SECONDS)
@@ -85,6 +86,17 @@ def tunnel(host: str, port: str, mode: str, root_certificate: str = "") -> Itera
         made.stop()
         thread.join(CONNECT_SECONDS)
         made.folder.cleanup()
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Hand on what the server says, but not its offer to bind a password to TLS: who has none takes that for an attack."""
+    with suppress(asyncio.IncompleteReadError, OSError):
+        head = await reader.readexactly(5)  # kind, and length with its own four bytes
+        body = await reader.readexactly(int.from_bytes(head[1:], "big") - 4)
+        if head[:1] == b"R" and body.startswith(SASL):
+            body = body.replace(b"SCRAM-SHA-256-PLUS\0", b"")
+        writer.write(head[:1] + (len(body) + 4).to_bytes(4, "big") + body)
+    await _pump(reader, writer)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

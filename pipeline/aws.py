@@ -4,6 +4,8 @@ import os
 from functools import cache
 from typing import Any
 
+from pipeline.errors import LakeUnavailable
+
 VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 ROLES = (  # what EKS sets for a service account with a role, and for a pod identity
     "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -21,10 +23,21 @@ def credentials() -> dict[str, str]:
     """The values of `VARIABLES` that there are; empty without key and role. Those of a role are renewed before they expire.
 
     DuckDB and dbt know keys alone; boto3 gets them for a role.
+
+    Raises:
+        LakeUnavailable: if the role's credentials cannot be had.
     """
     if not has_role():
         return {name: value for name in VARIABLES if (value := os.environ.get(name))}
-    found = _role().get_frozen_credentials()
+    from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+
+    try:
+        found = _role().get_frozen_credentials()
+    except (BotoCoreError, ClientError) as error:
+        role = os.environ.get("AWS_ROLE_ARN", "the pod's role")
+        raise LakeUnavailable(
+            f"Getting the credentials of {role}: {error}. Correct the role and whom it trusts."
+        ) from error
     return {name: value for name, value in zip(VARIABLES, found[:3], strict=True) if value}
 
 

@@ -28,7 +28,7 @@ from pipeline.settings import CPU_TAG, MEMORY_TAG
 log = logging.getLogger(__name__)
 
 AMOUNT_TAGS = {MEMORY_TAG: "memory", CPU_TAG: "cpu"}
-OF_ASSETS_TAG = "millrace/amounts_of_assets"  # which of those a run has from its assets, and not by its own tags
+OF_ASSETS_TAG = "millrace/amounts_of_assets"  # those that a run has from its assets: name=amount,name=amount
 CALL_SECONDS = 10.0  # an API server that hangs must not hang the daemon
 RETRY_SECONDS = 5.0
 LAUNCH_SECONDS = 180.0  # as long as a launch waits for an API server that does not answer
@@ -203,8 +203,9 @@ class RunLauncher(K8sRunLauncher):
 def _amounts_of_assets(context: LaunchRunContext) -> dict[str, str]:
     """Tags with the largest CPU and memory that one of the run's assets asks for, where its own tags do not say it."""
     run, origin = context.dagster_run, context.dagster_run.remote_job_origin
-    # A run that repeats another inherits its tags: an asset may have been given more meanwhile.
-    missing = AMOUNT_TAGS.keys() - (run.tags.keys() - set(run.tags.get(OF_ASSETS_TAG, "").split(",")))
+    # A run that repeats another inherits its tags: an asset may have been given more meanwhile, and so may the run.
+    of_assets = run.tags.get(OF_ASSETS_TAG, "").split(",")
+    missing = [tag for tag in AMOUNT_TAGS if tag not in run.tags or f"{tag}={run.tags[tag]}" in of_assets]
     if not missing or not origin or not context.workspace:
         return {}
     location = context.workspace.get_code_location(origin.repository_origin.code_location_origin.location_name)
@@ -215,7 +216,7 @@ def _amounts_of_assets(context: LaunchRunContext) -> dict[str, str]:
         amounts = [graph.get(key).tags[tag] for key in keys if graph.has(key) and tag in graph.get(key).tags]
         if amounts:
             asked[tag] = max(amounts, key=parse_quantity)
-    return asked | {OF_ASSETS_TAG: ",".join(sorted(asked))} if asked else {}
+    return asked | {OF_ASSETS_TAG: ",".join(f"{tag}={amount}" for tag, amount in asked.items())} if asked else {}
 
 
 def _api_error(error: BaseException) -> BaseException:

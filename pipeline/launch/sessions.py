@@ -1,6 +1,6 @@
 """Few database sessions instead of one for every query, in the processes of a cluster.
 
-Dagster opens a session for each query: 55 in a run of two assets, three a second in an idle daemon.
+Dagster opens a session for each query, 55 in a run of two assets.
 """
 
 from collections.abc import Iterator

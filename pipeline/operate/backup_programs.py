@@ -166,15 +166,15 @@ def _version(program: Path) -> str:
 def _environment(doing: str, settings: Settings, database: str) -> Iterator[dict[str, str]]:
     """Where *database* is and how it is reached, as ``PG*`` variables; over TLS where address or environment ask for it."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    told = {name: os.environ.get(name, "") for name in ("PGSSLMODE", "PGSSLROOTCERT")}
+    told = {name: os.environ[name] for name in ("PGSSLMODE", "PGSSLROOTCERT") if name in os.environ}
     address = told | settings.libpq_environment(database) | {"PGAPPNAME": "millrace backup"}
-    mode, root_certificate = address.pop("PGSSLMODE"), address.pop("PGSSLROOTCERT")
+    mode = address.get("PGSSLMODE", "")
     if mode not in ENCRYPTED or address["PGHOST"].startswith("/"):
         yield inherited | address
         return
-    with tunnel(address["PGHOST"], address["PGPORT"], mode, root_certificate) as made:
+    with tunnel(address["PGHOST"], address["PGPORT"], mode, address.get("PGSSLROOTCERT", "")) as made:
         try:
-            yield inherited | address | {"PGHOST": made.folder.name}
+            yield inherited | address | {"PGHOST": made.folder.name, "PGSSLMODE": "disable"}
         except BackupError as error:
             if made.failures:
                 raise BackupError(

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 
+from pipeline.errors import BackupError
+
 ENCRYPTED = ("require", "verify-ca", "verify-full")
 SSL_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")  # PostgreSQL's protocol, "SSLRequest"
 SASL = (10).to_bytes(4, "big")  # "AuthenticationSASL", before the names of the ways that there are
@@ -79,7 +81,10 @@ def tunnel(host: str, port: str, mode: str, root_certificate: str = "") -> Itera
     made = Tunnel(host, port, mode, root_certificate)
     thread = threading.Thread(target=made.run, daemon=True)
     thread.start()
-    made.ready.wait(CONNECT_SECONDS)
+    if not made.ready.wait(CONNECT_SECONDS):
+        raise BackupError(
+            f"Connecting to {host} by TLS ({mode}): no socket could be made in {made.folder.name}. Set TMPDIR to a shorter path."
+        )
     try:
         yield made
     finally:

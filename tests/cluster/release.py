@@ -64,6 +64,12 @@ def size_on_node(image: str) -> int:
     return until(look, seconds=90, what=f"image {image} on the node")
 
 
+def image_value(name: str) -> dict[str, str]:
+    """As the chart's values name the image *name*."""
+    repository, _, tag = name.rpartition(":")
+    return {"repository": repository, "tag": tag}
+
+
 @dataclass
 class Release:
     """One release in a namespace of its own."""

@@ -5,14 +5,13 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
 import yaml
 
 from tests.cluster.conftest import HERE, configmap_of_trials
-from tests.cluster.release import Release, kubectl, until
+from tests.cluster.release import Release, image_value, kubectl, until
 
 NAME = "millrace-production"
 SERVERS, RUNS = f"{NAME}-servers", f"{NAME}-runs"
@@ -21,17 +20,12 @@ PASSWORD = "right-'\"\\ %s"  # of those that break connection strings
 TRIALS = yaml.safe_load((HERE / "trials.yaml").read_text())
 
 
-def _image(name: str) -> dict[str, Any]:
-    """As the chart's values name it; nothing leaves the chart's own."""
-    repository, _, tag = name.rpartition(":")
-    return {"image": {"repository": repository, "tag": tag}} if name else {}
-
-
+PGBOUNCER = os.environ.get("MILLRACE_TEST_PGBOUNCER")
 VALUES = {
     "codeLocations": [{"name": "trials", "module": "trials"}],
     "postgresql": {"enabled": False},
     "database": {"existingSecret": "database", "tls": {"mode": "verify-full", "caSecret": "database-ca"}},
-    "pgbouncer": {"enabled": True, **_image(os.environ.get("MILLRACE_TEST_PGBOUNCER", ""))},
+    "pgbouncer": {"enabled": True, **({"image": image_value(PGBOUNCER)} if PGBOUNCER else {})},
     "s3": {"endpoint": f"http://store.{SERVERS}:7070", "existingSecret": "store"},
     "lake": {"type": "s3", "url": "s3://company/lake"},
     "computeLogs": {"type": "s3", "url": "s3://company/logs"},

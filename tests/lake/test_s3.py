@@ -70,6 +70,22 @@ def test_a_pod_with_a_role_and_no_key_uses_the_roles_credentials_and_renews_them
     aws._role.cache_clear()
 
 
+def test_a_role_that_gives_nothing_is_named(on_s3: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SECRETS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    (tmp_path / "token").write_text("a token")
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/millrace")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    aws._role.cache_clear()
+
+    with pytest.raises(LakeUnavailable, match="Getting the credentials of arn:aws:iam::123456789012:role/millrace"):
+        Lake.open(on_s3)
+    aws._role.cache_clear()
+
+
 def test_rows_go_to_the_bucket_and_come_back_also_after_maintenance(on_s3: Settings) -> None:
     with Lake.open(on_s3) as lake:
         lake.query("CREATE TABLE t(id BIGINT)")

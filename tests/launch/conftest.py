@@ -1,6 +1,9 @@
 """A launcher of an instance with a real database, that talks to a stand-in of the API server."""
 
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,9 @@ from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.launcher import LaunchRunContext
 from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.storage.dagster_run import DagsterRun
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster._grpc.client import DagsterGrpcClient
 
 from pipeline.launch.launcher import RunLauncher
 from pipeline.operate.instance import ensure_instance, open_instance
@@ -18,6 +24,12 @@ from pipeline.settings import Settings
 from tests.launch.api_server import NAMESPACE, ApiServer, serving
 
 Start = Callable[..., DagsterRun]
+DEFINITIONS = """
+import dagster as dg
+@dg.asset(tags={"millrace/memory": "4Gi"})
+def first(): ...
+defs = dg.Definitions(assets=[first], jobs=[dg.define_asset_job("daily", [first])])
+"""
 
 
 @op
@@ -82,3 +94,58 @@ def start(instance: DagsterInstance) -> Start:
 def launchable(start: Start) -> LaunchRunContext:
     """What the daemon gives to a launcher."""
     return LaunchRunContext(start(DagsterRunStatus.STARTING), None)
+
+
+class CodeLocation:
+    """A code server that the test starts and ends, at one address."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        (folder / "daily.py").write_text(DEFINITIONS)
+        self.workspace = folder / "workspace.yaml"
+        self.workspace.write_text(
+            f"load_from: [{{grpc_server: {{host: 127.0.0.1, port: {self.port}, location_name: daily}}}}]"
+        )
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "dagster",
+            "api",
+            "grpc",
+            "-f",
+            "daily.py",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(self.port),
+        ]
+        self._process = subprocess.Popen(command, cwd=self._folder, stderr=subprocess.DEVNULL)
+        client, deadline = DagsterGrpcClient(host="127.0.0.1", port=self.port), time.monotonic() + 60
+        while client.health_check_query() != "SERVING":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> Iterator[CodeLocation]:
+    found = CodeLocation(tmp_path)
+    found.start()
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def context(location: CodeLocation, instance: DagsterInstance) -> Iterator[WorkspaceProcessContext]:
+    with WorkspaceProcessContext(instance, WorkspaceFileTarget([str(location.workspace)])) as made:
+        yield made

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 from dagster import DagsterInstance
+from dagster._core.launcher import LaunchRunContext
 from dagster._core.launcher.base import WorkerStatus
+from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster_k8s import K8sRunLauncher
 from kubernetes.client.rest import ApiException
 
 from pipeline.launch import launcher as module
-from pipeline.launch.launcher import RunLauncher
+from pipeline.launch.launcher import OF_ASSETS_TAG, RunLauncher, _amounts_of_assets
 from pipeline.launch.pods import KILLED_AT_TAG
 from tests.launch.api_server import ApiServer, job, pod
 from tests.launch.conftest import Start
@@ -93,6 +95,35 @@ def test_tags_set_cpu_and_memory_beside_what_the_launcher_gives(
     assert _resources(launcher, start(millrace__cpu="2"))["requests"]["cpu"] == "2"
     limited = make_launcher(resources={"requests": {"cpu": "250m"}, "limits": {"cpu": "1"}})
     assert _resources(limited, start(millrace__cpu="2")) == {"requests": {"cpu": "2"}, "limits": {"cpu": "2"}}
+
+
+@pytest.mark.parametrize(
+    ("tags", "asked"),
+    [
+        ({}, "4Gi"),
+        ({"millrace/memory": "6Gi"}, None),  # its own tag
+        (
+            {"millrace/memory": "2Gi", OF_ASSETS_TAG: "millrace/memory=2Gi"},
+            "4Gi",
+        ),  # repeats a run from when the asset had less
+        (
+            {"millrace/memory": "6Gi", OF_ASSETS_TAG: "millrace/memory=2Gi"},
+            None,
+        ),  # repeats it, with a tag somebody changed
+    ],
+)
+def test_an_asset_asks_for_memory_unless_somebody_does_for_the_run(
+    context: WorkspaceProcessContext, start: Start, tags: dict[str, str], asked: str | None
+):
+    workspace = context.create_request_context()
+    (repository,) = workspace.code_locations[0].get_repositories().values()
+    run = start()._replace(
+        job_name="daily", remote_job_origin=repository.get_full_job("daily").get_remote_origin(), tags=tags
+    )
+
+    found = _amounts_of_assets(LaunchRunContext(run, workspace))
+
+    assert found == ({"millrace/memory": asked, OF_ASSETS_TAG: f"millrace/memory={asked}"} if asked else {})
 
 
 def test_a_tag_outside_the_allow_list_is_refused(make_launcher: Callable[..., RunLauncher], start: Start):

@@ -1,89 +1,22 @@
 """Retries of crashed runs beside a code location that comes and goes, with a real one."""
 
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 from dagster._core.remote_representation.external import RemoteJob
 from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster._daemon import controller
 from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
-from dagster._grpc.client import DagsterGrpcClient
 
 from pipeline.launch import retries
 from pipeline.launch.retries import POSTPONED_TAG, RetryDaemon
+from tests.launch.conftest import CodeLocation
 
 pytestmark = [  # Dagster's own
     pytest.mark.filterwarnings("ignore:The 'warn' method"),
     pytest.mark.filterwarnings("ignore:Error loading repository location"),
 ]
-DEFINITIONS = """
-import dagster as dg
-@dg.asset
-def first(): ...
-defs = dg.Definitions(assets=[first], jobs=[dg.define_asset_job("daily", [first])])
-"""
-
-
-class CodeLocation:
-    """A code server that the test starts and ends, at one address."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        (folder / "daily.py").write_text(DEFINITIONS)
-        self.workspace = folder / "workspace.yaml"
-        self.workspace.write_text(
-            f"load_from: [{{grpc_server: {{host: 127.0.0.1, port: {self.port}, location_name: daily}}}}]"
-        )
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "dagster",
-            "api",
-            "grpc",
-            "-f",
-            "daily.py",
-            "-h",
-            "127.0.0.1",
-            "-p",
-            str(self.port),
-        ]
-        self._process = subprocess.Popen(command, cwd=self._folder, stderr=subprocess.DEVNULL)
-        client, deadline = DagsterGrpcClient(host="127.0.0.1", port=self.port), time.monotonic() + 60
-        while client.health_check_query() != "SERVING":
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
-    def stop(self) -> None:
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-
-
-@pytest.fixture
-def location(tmp_path: Path) -> Iterator[CodeLocation]:
-    found = CodeLocation(tmp_path)
-    found.start()
-    yield found
-    found.stop()
-
-
-@pytest.fixture
-def context(location: CodeLocation, instance: DagsterInstance) -> Iterator[WorkspaceProcessContext]:
-    with WorkspaceProcessContext(instance, WorkspaceFileTarget([str(location.workspace)])) as made:
-        yield made
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.benchmarks.cluster.deployments import PGBOUNCER, Stock, build_images, idle, image_value, millrace, stock
+from tests.benchmarks.cluster.deployments import PGBOUNCER, Stock, build_images, idle, millrace, stock
 from tests.benchmarks.rows import Row, row
-from tests.cluster.release import Release, kubectl, until
+from tests.cluster.release import Release, image_value, kubectl, until
 
 RUNS = 10
 QUEUED = 50

@@ -88,12 +88,6 @@ def build_images() -> None:
         subprocess.run([*command, "-t", name, "-f", file, "."], cwd=folder, check=True, capture_output=True)
 
 
-def image_value(name: str) -> dict[str, str]:
-    """As the chart's values name an image."""
-    repository, _, tag = name.rpartition(":")
-    return {"repository": repository, "tag": tag}
-
-
 def cgroup(release: Release, component: str) -> tuple[float, float]:
     """Memory in use (bytes, without what the kernel may drop) and CPU seconds used so far, of all its pods."""
     memory = cpu = 0.0

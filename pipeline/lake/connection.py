@@ -201,7 +201,12 @@ class Lake:
                 return
             except psycopg2.Error as error:
                 raise LakeUnavailable(f"Locking {name}: the catalogue ended the connection: {error}".strip()) from error
-            yield True
+            try:
+                yield True
+            finally:
+                # Closing alone lets the server end the transaction later, when the next one has already asked.
+                with suppress(psycopg2.Error):
+                    connection.rollback()
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:

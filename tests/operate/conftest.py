@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import httpx2
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -50,6 +51,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    httpx2.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()  # what it keeps outlives the server
     boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="company")
     yield f"http://{host}:{port}"
     server.stop()

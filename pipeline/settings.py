@@ -307,6 +307,7 @@ class Settings(BaseSettings):
             "MILLRACE_S3_REGION": self.s3_region,
             **({"MILLRACE_S3_ENDPOINT": self.s3_endpoint} if self.s3_endpoint else {}),
             **({"MILLRACE_DATA_DIR": str(self.data_dir)} if self.data_dir else {}),
+            **({"MILLRACE_DBT_PARSED_DIR": str(self.dbt_parsed_dir)} if self.dbt_parsed_dir else {}),
             "DAGSTER_HOME": str(self.dagster_home),
             "DBT_PROJECT_DIR": str(self.project_dir / "dbt"),
             "DBT_PROFILES_DIR": str(PROFILES_DIR),

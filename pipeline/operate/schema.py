@@ -6,6 +6,7 @@ made for stands in the database, as a comment of our schema: asking costs one co
 
 import importlib.metadata
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -71,8 +72,9 @@ def ensure_schema(settings: Settings) -> bool:
 def wait_until_ready(
     settings: Settings, *, tables: bool, timeout_seconds: float, echo: Callable[[str], object] = log.info
 ) -> None:
-    """Return when the server answers, with *tables* when they are made too; *echo* hears what is missing meanwhile.
+    """Return when the server answers, with *tables* when they are of this version or a newer one too.
 
+    *echo* hears what is missing meanwhile.
     Without *tables* another database than ours is asked, as ours may not be made yet.
 
     Raises:
@@ -96,9 +98,21 @@ def _missing(settings: Settings, *, tables: bool) -> str:
             connect(settings, administration_database(settings)).close()
             return ""
         with closing(connect(settings)) as connection:
-            return "" if _comment(connection) else "the tables are not made yet: `millrace migrate` makes them"
+            version = _comment(connection)
     except psycopg2.OperationalError as error:
         return str(error).strip()
+    if not version:
+        return "the tables are not made yet: `millrace migrate` makes them"
+    if _is_older(version):
+        return f"the tables are of an older version ({version}): `millrace migrate` upgrades them"
+    return ""
+
+
+def _is_older(version: str) -> bool:
+    """True if `ensure_schema` would upgrade tables of *version*, without an import of Dagster."""
+    halves = zip(version.split(", "), wanted_version().split(", "), strict=True)
+    pairs = [[[int(number) for number in re.findall(r"\d+", half)] for half in pair] for pair in halves]
+    return any(theirs < ours for theirs, ours in pairs) and not any(theirs > ours for theirs, ours in pairs)
 
 
 def schema_version(settings: Settings) -> str | None:

@@ -3,11 +3,13 @@
 Building models as assets is `assets`; dbt itself runs only as a child process.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,13 +61,21 @@ def parsed(settings: Settings) -> Path:
     current = fingerprint(settings)
     folders = [folder for folder in (settings.dbt_parsed_dir, settings.dbt_target_path) if folder]
     for folder in folders:
-        mark = folder / "fingerprint"
-        if mark.exists() and mark.read_text() == current and (folder / "manifest.json").exists():
+        if _holds(folder, current):
             return folder
     target = next((folder for folder in folders if os.access(folder, os.W_OK)), settings.dbt_target_path)
-    parse(settings, target)
-    (target / "fingerprint").write_text(current)
+    target.mkdir(parents=True, exist_ok=True)
+    with (target / "parse.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel gives it back with the process
+        if not _holds(target, current):  # nobody else parsed it meanwhile
+            _parse(settings, target)
+            (target / "fingerprint").write_text(current)
     return target
+
+
+def _holds(folder: Path, current: str) -> bool:
+    mark = folder / "fingerprint"
+    return mark.exists() and mark.read_text() == current and (folder / "manifest.json").exists()
 
 
 def manifest(settings: Settings) -> dict[str, Any]:
@@ -78,21 +88,25 @@ def manifest(settings: Settings) -> dict[str, Any]:
     return content
 
 
-def parse(settings: Settings, target: Path) -> None:
-    """Run ``dbt parse`` into *target*. It connects nowhere.
-
-    Raises:
-        ConfigError: with dbt's own message.
-    """
-    target.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **settings.project_environment(), "DBT_TARGET_PATH": str(target)}
-    command = [dbt_executable(), "--no-use-colors", "parse"]
-    finished = subprocess.run(
-        command, env=environment, cwd=settings.project_dir / "dbt", capture_output=True, text=True, timeout=PARSE_TIMEOUT_SECONDS, check=False
-    )  # fmt: skip
-    if finished.returncode != 0:
-        text = (finished.stdout + finished.stderr).strip().splitlines()
-        raise ConfigError(f"Parsing the dbt project {settings.project_dir / 'dbt'}:\n" + "\n".join(text[-30:]))
+def _parse(settings: Settings, target: Path) -> None:
+    """Run ``dbt parse``, which connects nowhere, and put what it writes into *target* file by file: others read there."""
+    for left in target.glob("parse-*"):
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=target, prefix="parse-") as made:
+        before = target / "partial_parse.msgpack"
+        if before.exists():  # dbt then parses only what changed
+            shutil.copy(before, made)
+        environment = {**os.environ, **settings.project_environment(), "DBT_TARGET_PATH": made}
+        command = [dbt_executable(), "--no-use-colors", "parse"]
+        finished = subprocess.run(
+            command, env=environment, cwd=settings.project_dir / "dbt", capture_output=True, text=True, timeout=PARSE_TIMEOUT_SECONDS, check=False
+        )  # fmt: skip
+        if finished.returncode != 0:
+            text = (finished.stdout + finished.stderr).strip().splitlines()
+            raise ConfigError(f"Parsing the dbt project {settings.project_dir / 'dbt'}:\n" + "\n".join(text[-30:]))
+        for file in Path(made).iterdir():
+            if file.is_file():
+                file.replace(target / file.name)
 
 
 def _end_orphans(folder: Path) -> None:

@@ -169,6 +169,7 @@ def test_what_the_readme_says_about_restoring_brings_back_runs_lake_and_the_olde
     helm = ["helm", "rollback", release.name, "1", "-n", namespace, "--wait", "--timeout", "180s"]
     subprocess.run(helm, check=True, capture_output=True)
 
+    assert release.database(comment) == [[wanted_version()]]
     assert [run["runId"] for run in until(release.runs, seconds=60, what="runs in the UI")] == [kept]
     assert release.lake("SELECT count(*) AS n FROM trials.writer_0") == [{"n": 5000}]
     again = release.launch(assets=["writer_1"], location="trials")

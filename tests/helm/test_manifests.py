@@ -112,6 +112,13 @@ def _validate(item: str, version: str) -> None:
     kubernetes_validate.validate(json.loads(item), version, strict=True)
 
 
+@pytest.mark.parametrize("name", ["1000", "1e3", "0x1f", "true", "null"])
+def test_names_that_yaml_takes_for_something_else_stay_texts(name: str):
+    rendered = render("object-store", f"runs.namespace={name}x", release=name, namespace=name)
+    for item in (*rendered.objects, *render("example", release=name, namespace=name).objects):
+        _validate(json.dumps(item, sort_keys=True), "1.34")
+
+
 def test_a_field_that_kubernetes_does_not_know_is_found():
     daemon = render("default").named("Deployment", "millrace-daemon")
 
@@ -182,7 +189,7 @@ def test_no_two_objects_have_one_name(rendered: Rendered):
     assert [name for name, count in seen.items() if count > 1] == []
 
 
-@pytest.mark.parametrize("release", ["r", "a" * 53, "team.data", "x" + "-y" * 26])
+@pytest.mark.parametrize("release", ["r", "a" * 53, "team.data", "x" + "-y" * 26, "9lives", "1" * 53])
 def test_names_of_any_release_fit(release: str):
     """A CronJob's name may have 52 characters, since its Jobs add eleven; everything else 63."""
     rendered = render(

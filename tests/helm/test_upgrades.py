@@ -161,13 +161,13 @@ def test_on_install_the_migration_is_no_hook():
     assert "annotations" not in job["metadata"]
 
 
-def test_on_upgrade_the_migration_comes_before_all_else_with_the_new_configuration():
+def test_on_upgrade_and_rollback_the_migration_comes_before_all_else_with_the_new_configuration():
     rendered = render("default", upgrade=True)
     hooks = [item for item in rendered.objects if "helm.sh/hook" in item["metadata"].get("annotations", {})]
     before = {
         f"{item['kind']}/{item['metadata']['name']}": item
         for item in hooks
-        if item["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
+        if item["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade,pre-rollback"
     }
     (container,) = before["Job/millrace-migration-1"]["spec"]["template"]["spec"]["containers"]
 

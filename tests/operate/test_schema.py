@@ -193,3 +193,15 @@ def test_what_is_waited_for_is_said_and_the_wait_is_bounded(settings: Settings):
     write_instance(settings)
     migrate(settings)
     wait_until_ready(settings, tables=True, timeout_seconds=1)
+
+
+def test_services_wait_for_an_upgrade_of_older_tables_and_use_newer_ones(settings: Settings):
+    ensure_instance(settings)
+    *dagster, millrace = wanted_version().rsplit(" ", 1)
+    for older in ("dagster 1.0.0, millrace 0001", f"{dagster[0]} 0000", "dagster 1.9.12, millrace " + millrace):
+        answer(settings, "COMMENT ON SCHEMA millrace IS %s", older)
+        with pytest.raises(ServiceError, match=rf"older version \({older}\): `millrace migrate`"):
+            wait_until_ready(settings, tables=True, timeout_seconds=0.1)
+    for usable in ("dagster 9.0.0, millrace 0999", f"{dagster[0]} 0999", "dagster 9.0.0, millrace 0000"):
+        answer(settings, "COMMENT ON SCHEMA millrace IS %s", usable)
+        wait_until_ready(settings, tables=True, timeout_seconds=1)

@@ -1,11 +1,65 @@
 """The dbt folder's child processes."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.operate.scaffold import write_project
 from pipeline.settings import Settings
-from pipeline.transform.project import invocation
+from pipeline.transform.project import invocation, manifest
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Settings:
+    write_project(tmp_path / "shop")
+    return Settings(project_dir=tmp_path / "shop", state_dir=tmp_path / "state")
+
+
+def models(settings: Settings) -> set[str]:
+    return {name for name in manifest(settings)["nodes"] if name.startswith("model.")}
+
+
+def test_processes_that_parse_at_once_read_whole_files_and_one_of_them_does_the_work(shop: Settings) -> None:
+    folder = shop.project_dir / "dbt" / "models" / "marts"
+    models(shop)
+    (folder / "dim_more.sql").write_text("select 1 as number")
+    ask = "from pipeline.settings import Settings; from pipeline.transform.project import manifest; print(len(manifest(Settings.load())['nodes']))"
+    environment = {**shop.project_environment(), "PATH": ""}
+    written = (shop.dbt_target_path / "manifest.json").stat().st_ino
+
+    children = [
+        subprocess.Popen([sys.executable, "-c", ask], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    seen = set()
+    while any(child.poll() is None for child in children):
+        seen.add((shop.dbt_target_path / "manifest.json").stat().st_ino)
+        json.loads((shop.dbt_target_path / "manifest.json").read_bytes())
+
+    assert {child.communicate()[0] for child in children} == {f"{len(manifest(shop)['nodes'])}\n"}
+    assert len(seen | {written}) == 2
+    assert len(models(shop)) == 3
+
+
+def test_what_a_killed_parse_left_is_removed_and_a_project_that_does_not_parse_keeps_the_last_one(
+    shop: Settings,
+) -> None:
+    models(shop)
+    left = shop.dbt_target_path / "parse-killed"
+    left.mkdir()
+    broken = shop.project_dir / "dbt" / "models" / "marts" / "broken.sql"
+    broken.write_text("select * from {{ ref('nothing') }}")
+
+    with pytest.raises(ConfigError, match="depends on a node named 'nothing'"):
+        manifest(shop)
+    broken.unlink()
+
+    assert len(models(shop)) == 2
+    assert not left.exists()
 
 
 def test_the_dbt_of_a_run_that_was_killed_is_ended_before_the_next(settings: Settings) -> None:

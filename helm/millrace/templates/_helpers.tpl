@@ -1,10 +1,13 @@
 {{- /* Names, labels and references.
      Helpers about one component take $self: (dict "root" $ "component" "daemon"); the others take the root. */ -}}
 
-{{- /* At most 32 characters, so that every name made of it fits the 52 that a CronJob may have. */ -}}
+{{- /* At most 32 characters, so that every name made of it fits the 52 that a CronJob may have. A Service's begins with
+     a letter, a release's need not. */ -}}
 {{- define "millrace.fullname" -}}
 {{- $name := replace "." "-" .Release.Name -}}
-{{- if gt (len $name) 32 -}}
+{{- if regexMatch "^[0-9]" $name -}}
+{{- printf "r%s-%s" (trunc 22 $name | trimSuffix "-") (sha256sum $name | trunc 8) -}}
+{{- else if gt (len $name) 32 -}}
 {{- printf "%s-%s" (trunc 23 $name | trimSuffix "-") (sha256sum $name | trunc 8) -}}
 {{- else -}}
 {{- $name -}}
@@ -18,7 +21,7 @@
 {{- /* Never add to these: a Deployment's selector cannot change once it exists. */ -}}
 {{- define "millrace.selectorLabels" -}}
 app.kubernetes.io/name: {{ .root.Chart.Name }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- with .location }}
 dagster/code-location: {{ . }}

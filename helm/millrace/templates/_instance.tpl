@@ -53,7 +53,7 @@ run_launcher:
   module: pipeline.launch.launcher
   class: RunLauncher
   config:
-    job_namespace: {{ include "millrace.runNamespace" $root }}
+    job_namespace: {{ include "millrace.runNamespace" $root | quote }}
     job_image: {{ include "millrace.imageName" (dict "root" $root "image" $root.Values.image) }} # of a location that names none
     image_pull_policy: {{ $root.Values.image.pullPolicy }}
     {{- with $root.Values.imagePullSecrets }}
@@ -65,7 +65,7 @@ run_launcher:
     fail_pod_on_run_failure: true # the Job of a failed run is a failed Job, to metrics too
     labels: # these replace Dagster's own and make run pods part of the release
       app.kubernetes.io/name: {{ $root.Chart.Name }}
-      app.kubernetes.io/instance: {{ $root.Release.Name }}
+      app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
     env_config_maps: [{{ include "millrace.fullname" $root }}-environment]
     volumes: {{- include "millrace.volumes" $run | nindent 6 }}
     volume_mounts: {{- include "millrace.volumeMounts" $run | nindent 6 }}

@@ -14,7 +14,7 @@ metadata:
   annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- with .namespace }}
-  namespace: {{ . }}
+  namespace: {{ . | quote }}
   {{- end }}
 spec:
   podSelector:
@@ -42,7 +42,7 @@ spec:
     matchLabels: {{- include "millrace.selectorLabels" . | nindent 6 }}
   {{- if and (eq .component "run_worker") .root.Values.runs.namespace }}
   namespaceSelector:
-    matchLabels: { kubernetes.io/metadata.name: {{ .root.Values.runs.namespace }} }
+    matchLabels: { kubernetes.io/metadata.name: {{ .root.Values.runs.namespace | quote }} }
   {{- end }}
 {{- end -}}
 
@@ -70,7 +70,7 @@ spec:
     - podSelector:
         matchLabels: {{- include "millrace.selectorLabels" (dict "root" (index . 0) "component" (index . 1)) | nindent 10 }}
       namespaceSelector:
-        matchLabels: { kubernetes.io/metadata.name: {{ (index . 0).Release.Namespace }} }
+        matchLabels: { kubernetes.io/metadata.name: {{ (index . 0).Release.Namespace | quote }} }
 {{- end -}}
 
 {{- define "millrace.flow.apiServer" -}}
@@ -106,7 +106,7 @@ spec:
 
 {{- define "millrace.releaseLabels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- /* Every pod of the release. Whether it may is said by its own policy. */ -}}
@@ -117,7 +117,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 - podSelector:
     matchLabels: {{- include "millrace.releaseLabels" $ | nindent 6 }}
   namespaceSelector:
-    matchLabels: { kubernetes.io/metadata.name: {{ . }} }
+    matchLabels: { kubernetes.io/metadata.name: {{ . | quote }} }
 {{- end }}
 {{- end -}}
 

@@ -90,7 +90,7 @@ initContainers:
     {{- include "millrace.container" . | nindent 4 }}
     resources:
       requests: { cpu: 20m, memory: 64Mi }
-      limits: { memory: 256Mi }
+      limits: { cpu: 1, memory: 256Mi }  # a quota may ask for both, and no value sets these
 {{- end }}
 {{- end -}}
 

@@ -6,7 +6,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata:
   {{- include "millrace.metadata" . | nindent 2 }}
-  namespace: {{ $namespace }}
+  namespace: {{ $namespace | quote }}
 rules:
   - { apiGroups: [batch], resources: [jobs], verbs: {{ toJson .jobVerbs }} }
   - { apiGroups: [batch], resources: [jobs/status], verbs: [get] }
@@ -18,8 +18,8 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata:
   {{- include "millrace.metadata" . | nindent 2 }}
-  namespace: {{ $namespace }}
+  namespace: {{ $namespace | quote }}
 roleRef: { apiGroup: rbac.authorization.k8s.io, kind: Role, name: {{ include "millrace.name" . }} }
 subjects:
-  - { kind: ServiceAccount, name: {{ include "millrace.name" . }}, namespace: {{ .root.Release.Namespace }} }
+  - { kind: ServiceAccount, name: {{ include "millrace.name" . }}, namespace: {{ .root.Release.Namespace | quote }} }
 {{- end -}}

@@ -161,6 +161,23 @@ def test_on_install_the_migration_is_no_hook():
     assert "annotations" not in job["metadata"]
 
 
+def test_services_wait_for_their_tables_and_what_makes_or_restores_them_does_not():
+    pods = render("default", "backup.enabled=true").pods()
+    waits = {
+        name: "--tables" in container["command"]
+        for name, pod in pods.items()
+        for container in pod["spec"].get("initContainers", ())
+    }
+
+    assert {name for name, for_tables in waits.items() if not for_tables} == {
+        "CronJob/millrace-backup",
+        "CronJob/millrace-restore",
+        "Job/millrace-backup-1",
+        "Job/millrace-migration-1",
+    }
+    assert waits["Deployment/millrace-daemon"]
+
+
 def test_on_upgrade_and_rollback_the_migration_comes_before_all_else_with_the_new_configuration():
     rendered = render("default", upgrade=True)
     hooks = [item for item in rendered.objects if "helm.sh/hook" in item["metadata"].get("annotations", {})]

@@ -85,8 +85,8 @@ volumes: {{- include "millrace.volumes" . | nindent 2 }}
 initContainers:
   # Says what it waits for, so that a database that cannot be reached is a line in this container's log.
   - name: wait-database
-    # It ends after a while to read a Secret that was corrected meanwhile.
-    command: [millrace, wait-database, --timeout, "120"{{ if ne .component "migration" }}, --tables{{ end }}]
+    # It ends after a while to read a Secret that was corrected meanwhile. A restore is what mends tables of another version.
+    command: [millrace, wait-database, --timeout, "120"{{ if not (has .component (list "migration" "backup")) }}, --tables{{ end }}]
     {{- include "millrace.container" . | nindent 4 }}
     resources:
       requests: { cpu: 20m, memory: 64Mi }

@@ -228,7 +228,7 @@ def version() -> None:
 
 
 @main.command("wait-database")
-@click.option("--tables", is_flag=True, help="Wait for the tables too, which `migrate` makes.")
+@click.option("--tables", is_flag=True, help="Wait for tables of this version or a newer one too.")
 @click.option("--timeout", default=600.0, show_default=True, help="Seconds.")
 def wait_database(tables: bool, timeout: float) -> None:
     """Wait until the database answers, and say what is missing meanwhile."""

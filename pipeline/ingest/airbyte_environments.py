@@ -3,7 +3,6 @@
 Which of them a project needs is said by `airbyte_connectors.install`, the only caller that builds.
 """
 
-import fcntl
 import hashlib
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, SourceUnavailable
+from pipeline.locks import file_lock
 
 if TYPE_CHECKING:  # the image builds this environment from five files, which no change of the settings changes
     from pipeline.settings import Settings
@@ -55,9 +55,7 @@ def building(folder: Path, version: str, title: str, progress: Callable[[str], N
         yield False
         return
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_suffix(".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with file_lock(folder.with_suffix(".lock")):
             if is_finished(folder, version):  # another process has just done it
                 yield False
                 return

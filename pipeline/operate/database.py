@@ -3,7 +3,6 @@
 Schema migrations of Dagster and of the ledger are not here: they belong to who owns the tables.
 """
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -14,6 +13,7 @@ from urllib.parse import quote
 from pydantic import SecretStr
 
 from pipeline.errors import ConfigError, ServiceError
+from pipeline.locks import file_lock
 from pipeline.operate import postgres
 from pipeline.operate.postgres import postgres_bin as postgres_bin
 from pipeline.settings import Settings
@@ -32,15 +32,6 @@ DAGSTERS_TABLES_TO_PUBLIC = """DO $$ DECLARE name text; BEGIN
         END LOOP;
     END IF;
 END $$"""
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on *path*; the kernel gives it back when the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def with_database(settings: Settings) -> Settings:

@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from pipeline.errors import ServiceError
-from pipeline.operate.database import embedded_url, file_lock, stop_embedded, with_database
+from pipeline.locks import file_lock
+from pipeline.operate.database import embedded_url, stop_embedded, with_database
 from pipeline.operate.instance import HOST, ensure_instance
 from pipeline.operate.probes import DO_NOT_LOAD
 from pipeline.operate.processes import GRACE_SECONDS, await_exit, end_processes

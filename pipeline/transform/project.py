@@ -3,7 +3,6 @@
 Building models as assets is `assets`; dbt itself runs only as a child process.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -20,6 +19,7 @@ import orjson
 from pipeline.aws import credentials
 from pipeline.errors import ConfigError
 from pipeline.lake.connection import install_extensions
+from pipeline.locks import file_lock
 from pipeline.settings import PROFILES_DIR, Settings
 
 PARSE_TIMEOUT_SECONDS = 300
@@ -64,9 +64,7 @@ def parsed(settings: Settings) -> Path:
         if _holds(folder, current):
             return folder
     target = next((folder for folder in folders if os.access(folder, os.W_OK)), settings.dbt_target_path)
-    target.mkdir(parents=True, exist_ok=True)
-    with (target / "parse.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel gives it back with the process
+    with file_lock(target / "parse.lock"):
         if not _holds(target, current):  # nobody else parsed it meanwhile
             _parse(settings, target)
             (target / "fingerprint").write_text(current)
@@ -104,6 +102,7 @@ def _parse(settings: Settings, target: Path) -> None:
         if finished.returncode != 0:
             text = (finished.stdout + finished.stderr).strip().splitlines()
             raise ConfigError(f"Parsing the dbt project {settings.project_dir / 'dbt'}:\n" + "\n".join(text[-30:]))
+        (target / "fingerprint").unlink(missing_ok=True)  # from here on it is not what that says
         for file in Path(made).iterdir():
             if file.is_file():
                 file.replace(target / file.name)

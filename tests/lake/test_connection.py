@@ -148,6 +148,8 @@ def test_a_lock_is_between_processes_and_ends_with_its_process(settings: Setting
 
         with lake.lock("load", wait_seconds=10) as is_held:
             assert is_held
+    with lake.lock("load") as is_held:
+        assert is_held
 
 
 def test_a_lock_that_was_given_back_is_free_at_once(lake: Lake) -> None:

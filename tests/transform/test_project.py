@@ -62,6 +62,25 @@ def test_what_a_killed_parse_left_is_removed_and_a_project_that_does_not_parse_k
     assert not left.exists()
 
 
+def test_a_parse_that_does_not_end_is_not_taken_for_the_project_as_it_was(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models(shop)
+    more = shop.project_dir / "dbt" / "models" / "marts" / "dim_more.sql"
+    more.write_text("select 1 as number")
+
+    def full(path: Path, text: str) -> int:
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            manifest(shop)
+    more.unlink()
+
+    assert len(models(shop)) == 2
+
+
 def test_the_dbt_of_a_run_that_was_killed_is_ended_before_the_next(settings: Settings) -> None:
     with subprocess.Popen([sys.executable, "-c", "pass"]) as killed:
         pass

@@ -27,7 +27,7 @@ from pipeline.operate.backup import PIN_AGE, Made, backup, lake_pin
 from pipeline.operate.backup_manifest import listing, names, open_target
 from pipeline.operate.backup_programs import newest_programs, programs_for
 from pipeline.operate.database import connect, with_database
-from pipeline.operate.instance import ensure_instance, open_instance, write_instance
+from pipeline.operate.instance import ensure_instance, open_instance
 from pipeline.operate.restore import restore
 from pipeline.operate.schema import ensure_schema
 from pipeline.operate.verify import verify
@@ -60,22 +60,13 @@ def administrator(server: Settings) -> Iterator[Execute]:
 
         execute("ALTER ROLE millrace CREATEDB")
         yield execute
-        execute("DROP DATABASE tables")
         execute("ALTER ROLE millrace NOCREATEDB")
 
 
 @pytest.fixture
 def installation(settings: Settings, administrator: Execute) -> Iterator[Settings]:
-    """An empty lake and Dagster's and our tables, empty: made once, then copied."""
-    if administrator("SELECT 1 FROM pg_database WHERE datname = 'tables'"):
-        administrator("DROP DATABASE dagster")
-        administrator("CREATE DATABASE dagster OWNER millrace TEMPLATE tables")
-        administrator("ALTER DATABASE dagster SET search_path TO public")
-        write_instance(settings)
-    else:
-        ensure_instance(settings)
-        when_the_server_has_noticed(settings)
-        administrator("CREATE DATABASE tables TEMPLATE dagster")
+    """An empty lake and Dagster's and our tables, empty."""
+    ensure_instance(settings)
     yield settings
     for (name,) in administrator("SELECT datname FROM pg_database WHERE datname ~ '_(before|restore)'"):
         administrator(f"DROP DATABASE {name} WITH (FORCE)")

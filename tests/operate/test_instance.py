@@ -57,16 +57,16 @@ def test_dagster_takes_the_instance_as_it_is_meant(settings: Settings) -> None:
 
 
 def test_processes_that_ask_at_once_make_the_tables_once_and_the_next_does_not_import_dagster(
-    settings: Settings,
+    bare_settings: Settings,
 ) -> None:
     program = (
         "import sys; from pipeline.settings import Settings; from pipeline.operate.instance import ensure_instance;"
         "ensure_instance(Settings.load()); print('dagster' in sys.modules)"
     )
-    assert settings.database_url
+    assert bare_settings.database_url
     environment = os.environ | {
-        "MILLRACE_DATABASE_URL": settings.database_url.get_secret_value(),
-        "MILLRACE_STATE_DIR": str(settings.state_dir),
+        "MILLRACE_DATABASE_URL": bare_settings.database_url.get_secret_value(),
+        "MILLRACE_STATE_DIR": str(bare_settings.state_dir),
     }
 
     def ask() -> subprocess.Popen[str]:

@@ -167,32 +167,32 @@ def test_a_role_that_may_not_make_databases_is_told_which_statement_to_have_run(
         migrate(settings.model_copy(update={"database_url": humble}))
 
 
-def test_an_address_that_names_a_database_of_ours_makes_it(settings: Settings):
-    admin = administrators_url(settings)
+def test_an_address_that_names_a_database_of_ours_makes_it(bare_settings: Settings):
+    admin = administrators_url(bare_settings)
     with closing(psycopg2.connect(admin, dbname="postgres")) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute("DROP DATABASE dagster WITH (FORCE)")
-    named = settings.model_copy(update={"database_url": SecretStr(admin.replace("@/?", "@/dagster?"))})
+    named = bare_settings.model_copy(update={"database_url": SecretStr(admin.replace("@/?", "@/dagster?"))})
 
     wait_until_ready(named, tables=False, timeout_seconds=5)
     assert migrate(named) is True
 
-    assert schema_version(settings) == wanted_version()
+    assert schema_version(bare_settings) == wanted_version()
 
 
-def test_what_is_waited_for_is_said_and_the_wait_is_bounded(settings: Settings):
-    nobody = settings.model_copy(update={"database_url": SecretStr("postgresql://millrace:x@127.0.0.1:1/dagster")})
+def test_what_is_waited_for_is_said_and_the_wait_is_bounded(bare_settings: Settings):
+    nobody = bare_settings.model_copy(update={"database_url": SecretStr("postgresql://millrace:x@127.0.0.1:1/dagster")})
     said: list[str] = []
 
     with pytest.raises(ServiceError, match=r"after 1 s still .*Connection refused"):
         wait_until_ready(nobody, tables=False, timeout_seconds=1, echo=said.append)
     with pytest.raises(ServiceError, match="the tables are not made yet"):
-        wait_until_ready(settings, tables=True, timeout_seconds=0.1, echo=said.append)
+        wait_until_ready(bare_settings, tables=True, timeout_seconds=0.1, echo=said.append)
     assert len(said) == 2  # each once, not once a second
-    write_instance(settings)
-    migrate(settings)
-    wait_until_ready(settings, tables=True, timeout_seconds=1)
+    write_instance(bare_settings)
+    migrate(bare_settings)
+    wait_until_ready(bare_settings, tables=True, timeout_seconds=1)
 
 
 def test_services_wait_for_an_upgrade_of_older_tables_and_use_newer_ones(settings: Settings):

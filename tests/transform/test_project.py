@@ -29,19 +29,23 @@ def test_processes_that_parse_at_once_read_whole_files_and_one_of_them_does_the_
     (folder / "dim_more.sql").write_text("select 1 as number")
     ask = "from pipeline.settings import Settings; from pipeline.transform.project import manifest; print(len(manifest(Settings.load())['nodes']))"
     environment = {**shop.project_environment(), "PATH": ""}
-    written = (shop.dbt_target_path / "manifest.json").stat().st_ino
+
+    def written() -> tuple[int, int]:
+        found = (shop.dbt_target_path / "manifest.json").stat()
+        return found.st_ino, found.st_mtime_ns
+
+    seen = {written()}
 
     children = [
         subprocess.Popen([sys.executable, "-c", ask], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    seen = set()
     while any(child.poll() is None for child in children):
-        seen.add((shop.dbt_target_path / "manifest.json").stat().st_ino)
+        seen.add(written())
         json.loads((shop.dbt_target_path / "manifest.json").read_bytes())
 
     assert {child.communicate()[0] for child in children} == {f"{len(manifest(shop)['nodes'])}\n"}
-    assert len(seen | {written}) == 2
+    assert len(seen | {written()}) == 2
     assert len(models(shop)) == 3
 
 

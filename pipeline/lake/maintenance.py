@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from pipeline.errors import ConfigError, LakeConflict
+import stamina
+
+from pipeline.errors import ConfigError, LakeConflict, LakeError
 from pipeline.lake.catalogue import catalogue_query
 from pipeline.lake.connection import Lake
 
@@ -19,6 +21,7 @@ log = logging.getLogger(__name__)
 
 ORPHAN_AGE = timedelta(days=2)  # longer than any writer's transaction: a connector may sync for hours
 UNUSED_AGE = timedelta(days=1)  # longer than any reader's query
+ORPHAN_ATTEMPTS = 10
 DELETED_SHARE = 0.05  # DuckLake's own threshold, 0.95, leaves a file of which half is deleted as it is, unmerged
 
 _STORAGE = """
@@ -131,7 +134,19 @@ def delete_orphans(lake: Lake, *, keep_since: datetime | None = None) -> int:
     After a restore what was written since the backup is named by no commit, yet a younger backup may refer to it.
     """
     limit = _limit(ORPHAN_AGE, keep_since)
-    return len(lake.query("FROM ducklake_delete_orphaned_files('lake', older_than => ?)", [limit]))
+    for attempt in stamina.retry_context(on=LakeConflict, attempts=ORPHAN_ATTEMPTS, timeout=None, wait_initial=0.1):
+        with attempt:
+            try:
+                return len(lake.query("FROM ducklake_delete_orphaned_files('lake', older_than => ?)", [limit]))
+            except (
+                LakeError
+            ) as error:  # DuckLake lists all files, then opens each; a writer removes those of a failed try
+                if "No such file" not in str(error):
+                    raise
+                raise LakeConflict(
+                    f"Deleting orphaned files: one vanished while it was looked at. ({error})"
+                ) from error
+    raise AssertionError("unreachable: the last attempt raises")
 
 
 def _limit(age: timedelta, keep_since: datetime | None) -> datetime:

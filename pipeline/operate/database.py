@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DATABASES = ("dagster", "lake")
 LOCK_SECONDS = 1
+PREPARE_SECONDS = 60
 
 # Versions before 0.1 had them in our schema.
 DAGSTERS_TABLES_TO_PUBLIC = """DO $$ DECLARE name text; BEGIN
@@ -189,7 +190,8 @@ def prepare_database(parts: dict[str, str], database: str, *, name: str | None =
 
 @contextmanager
 def _administrator(parts: dict[str, str]) -> Iterator[Callable[..., list[Any]]]:
-    """A function that runs a statement with values and ``{}`` names, and says what was refused."""
+    """A function that runs a statement with values and ``{}`` names, alone, and says what was refused."""
+    import psycopg2.errors
     import psycopg2.extensions
     from psycopg2 import sql
 
@@ -199,6 +201,15 @@ def _administrator(parts: dict[str, str]) -> Iterator[Callable[..., list[Any]]]:
         raise ServiceError(f"Connecting to the database server: {str(error).strip()}") from error
     with closing(connection), connection.cursor() as cursor:
         connection.autocommit = True  # CREATE DATABASE cannot run in a transaction
+        # Of two GRANTs on one object at once the server refuses one: "tuple concurrently updated".
+        cursor.execute("SELECT set_config('lock_timeout', %s, false)", [f"{PREPARE_SECONDS}s"])
+        try:
+            cursor.execute("SELECT pg_advisory_lock(hashtextextended('millrace prepare', 0))")
+        except psycopg2.errors.LockNotAvailable as error:
+            raise ServiceError(
+                f"Preparing the database server: another process has been doing it for {PREPARE_SECONDS} s. Look at what it "
+                "waits for in pg_stat_activity, end it and try again."
+            ) from error
 
         def execute(statement: str, *values: str, names: Sequence[str] = ()) -> list[Any]:
             composed = sql.SQL(statement).format(*map(sql.Identifier, names))

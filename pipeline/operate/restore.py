@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
@@ -92,7 +92,7 @@ def restore(
             report(f"{database}: {manifest.dumps[database].bytes / 1e6:,.1f} MB restored")
         _carry_rows(settings, store, name, manifest, replaces="dagster" in there)
         missing = _put_files_back(settings, store, name, programs, report)
-        before = {item: f"{item}_before_{now or datetime.now(UTC):%Y%m%d_%H%M%S}" for item in there}
+        before = _free_names(execute, there, now or datetime.now(UTC))
         _exchange(execute, before)
     return Restored(name, manifest, tuple(before.values()), missing)
 
@@ -247,6 +247,16 @@ def _put_files_back(settings: Settings, store: Store, name: str, programs: Progr
         f"data files: {len(catalogue.files):,}, of which {copied / 1e6:,.1f} MB were put back, {len(missing):,} are missing"
     )
     return missing
+
+
+def _free_names(execute: Execute, databases: list[str], now: datetime) -> dict[str, str]:
+    """What *databases* will be called: with the time, or the next second that an earlier restore has not taken."""
+    taken = {name for (name,) in execute("SELECT datname FROM pg_database")}
+    while True:
+        names = {database: f"{database}_before_{now:%Y%m%d_%H%M%S}" for database in databases}
+        if not taken & set(names.values()):
+            return names
+        now += timedelta(seconds=1)
 
 
 def _exchange(execute: Execute, before: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -170,6 +171,28 @@ def test_a_small_change_beside_a_compaction_is_not_lost(settings: Settings, lake
             lake.in_transaction(work, asset="t")
 
             assert lake.scalar("SELECT sum(id) FROM t") == before + effect, statement
+
+
+def test_files_that_vanish_while_orphans_are_looked_for_are_no_failure(settings: Settings, lake: Lake) -> None:
+    lake.query("CREATE TABLE t AS SELECT 1 AS id")
+    folder, ended = Path(settings.lake_path) / "main" / "t", threading.Event()
+
+    def write_and_undo() -> None:  # as writers do whose commit fails
+        while not ended.is_set():
+            made = [folder / f"undone-{number}.parquet" for number in range(20)]
+            for file in made:
+                file.touch()
+            for file in made:
+                file.unlink()
+            time.sleep(0.1)
+
+    writer = threading.Thread(target=write_and_undo)
+    writer.start()
+    try:
+        assert [delete_orphans(lake) for _ in range(40)] == [0] * 40
+    finally:
+        ended.set()
+        writer.join()
 
 
 def test_writers_and_readers_beside_maintenance_lose_nothing(settings: Settings, lake: Lake) -> None:

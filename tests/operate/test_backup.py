@@ -612,6 +612,18 @@ def test_a_restore_that_is_killed_leaves_the_old_state_or_the_new_and_the_next_s
     assert administrator("SELECT 1 FROM pg_database WHERE datname LIKE '%_restore'") == []
 
 
+def test_two_restores_within_a_second_keep_both_states_before(installation: Settings, tmp_path: Path) -> None:
+    fill(installation)
+    make(installation, tmp_path / "backups")
+
+    before = [sorted(restore(installation, str(tmp_path / "backups"), replace=True, now=NOON).before) for _ in range(2)]
+
+    assert before == [
+        ["dagster_before_20261121_120000", "lake_before_20261121_120000"],
+        ["dagster_before_20261121_120001", "lake_before_20261121_120001"],
+    ]
+
+
 def test_of_two_backups_at_once_one_is_refused(installation: Settings, tmp_path: Path) -> None:
     with stopped_at(installation, "backup", tmp_path / "backups", "lake.dump") as first:
         with pytest.raises(BackupError, match="another backup is being made now"):

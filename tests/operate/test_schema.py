@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -148,6 +149,15 @@ def test_dagsters_tables_that_were_among_ours_are_moved_with_their_runs(settings
     prepare(administrators_url(settings).replace("@/?", "@/postgres?"))
 
     assert runs(settings) == ["SUCCESS"]
+
+
+def test_processes_that_prepare_the_server_at_once_all_succeed(settings: Settings):
+    url = administrators_url(settings).replace("@/?", "@/postgres?")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(prepare, [url] * 24))
+
+    assert answer(settings, "SELECT has_table_privilege('exporter', 'runs', 'SELECT')") == [(True,)]
 
 
 def test_a_role_that_may_not_make_databases_is_told_which_statement_to_have_run(settings: Settings):

@@ -22,6 +22,10 @@ VALUES = ["--values", str(CHART / "example.yaml"), "--values", str(HERE / "trial
 MONTHS = "for m in $(seq 0 23); do f=$(date -d \"2023-01-01 +$m months\" +%Y-%m); printf 'id,month\\n1,%s\\n2,%s\\n' $f $f > /srv/example/data/months/$f.csv; done"
 
 
+# Read before the session's clean environment: who has the environments already may lend them to the tests.
+LENT_CONNECTORS = {name: os.environ[name] for name in ("MILLRACE_CONNECTORS_DIR",) if name in os.environ}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark everything here and in tests/faults."""
     for item in items:
@@ -83,7 +87,7 @@ def release(needs_a_cluster: None) -> Iterator[Release]:
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     """Rows of every table that `make demo` leaves: the same project on the same data, without a cluster."""
     state = tmp_path_factory.mktemp("embedded")
-    environment = {**os.environ, "MILLRACE_STATE_DIR": str(state)}
+    environment = {**os.environ, **LENT_CONNECTORS, "MILLRACE_STATE_DIR": str(state)}
     with example_data(Settings(state_dir=state)) as variables:
         for command in (["sources", "install"], ["run"]):
             subprocess.run([MILLRACE, *command], env={**environment, **variables}, check=True, capture_output=True)

@@ -16,6 +16,8 @@ from pipeline.operate.database import prepare, stop_embedded, with_database
 from pipeline.operate.instance import ensure_instance
 from pipeline.settings import Settings
 
+# Read before the session's clean environment: who has the environments already may lend them to the tests.
+LENT_CONNECTORS = os.environ.get("MILLRACE_CONNECTORS_DIR")
 MEMORY = "/dev/shm"  # noqa: S108 - the server's folder in it has a random name
 PROVIDER_FILES = Path(__file__).parents[2] / "shared" / "data" / "nyc"
 

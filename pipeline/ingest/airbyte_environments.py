@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ConfigError, SourceUnavailable
 from pipeline.locks import file_lock
 
-if TYPE_CHECKING:  # the image builds this environment from five files, which no change of the settings changes
+if TYPE_CHECKING:  # the image builds this environment from a few files, which no change of the settings changes
     from pipeline.settings import Settings
 
 LOCK_FILE = Path(__file__).with_name("airbyte.lock")

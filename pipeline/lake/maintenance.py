@@ -128,25 +128,20 @@ def delete_unused(lake: Lake, *, keep_since: datetime | None = None) -> int:
     return len(lake.query("FROM ducklake_cleanup_old_files('lake', older_than => ?)", [limit]))
 
 
+@stamina.retry(on=LakeConflict, attempts=ORPHAN_ATTEMPTS, timeout=None, wait_initial=0.1)
 def delete_orphans(lake: Lake, *, keep_since: datetime | None = None) -> int:
     """Delete files older than `ORPHAN_AGE` and *keep_since* that no commit ever named; returns their number.
 
     After a restore what was written since the backup is named by no commit, yet a younger backup may refer to it.
     """
     limit = _limit(ORPHAN_AGE, keep_since)
-    for attempt in stamina.retry_context(on=LakeConflict, attempts=ORPHAN_ATTEMPTS, timeout=None, wait_initial=0.1):
-        with attempt:
-            try:
-                return len(lake.query("FROM ducklake_delete_orphaned_files('lake', older_than => ?)", [limit]))
-            except (
-                LakeError
-            ) as error:  # DuckLake lists all files, then opens each; a writer removes those of a failed try
-                if "No such file" not in str(error):
-                    raise
-                raise LakeConflict(
-                    f"Deleting orphaned files: one vanished while it was looked at. ({error})"
-                ) from error
-    raise AssertionError("unreachable: the last attempt raises")
+    try:
+        return len(lake.query("FROM ducklake_delete_orphaned_files('lake', older_than => ?)", [limit]))
+    except LakeError as error:
+        # DuckLake lists all files, then opens each; a writer takes away those of a try that failed.
+        if "No such file" not in str(error):
+            raise
+        raise LakeConflict(f"Deleting orphaned files: one vanished while it was looked at. ({error})") from error
 
 
 def _limit(age: timedelta, keep_since: datetime | None) -> datetime:

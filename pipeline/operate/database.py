@@ -96,15 +96,17 @@ def connect(settings: Settings, database: str = "dagster") -> "psycopg2.extensio
 
 
 @contextmanager
-def alone(connection: "psycopg2.extensions.connection", name: str) -> Iterator[bool]:
-    """Hold the lock *name* of this connection's database; yields False if another session has it.
+def alone(
+    connection: "psycopg2.extensions.connection", name: str, *, wait_seconds: float = LOCK_SECONDS
+) -> Iterator[bool]:
+    """Hold the lock *name* of this connection's database; yields False if another session has it for *wait_seconds*.
 
     The server frees it with the connection, however this process ends, but a moment after, hence the wait.
     """
     import psycopg2.errors
 
     with connection.cursor() as cursor:
-        cursor.execute("SELECT set_config('lock_timeout', %s, false)", [f"{LOCK_SECONDS}s"])
+        cursor.execute("SELECT set_config('lock_timeout', %s, false)", [f"{wait_seconds}s"])
         try:
             cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
         except psycopg2.errors.LockNotAvailable:
@@ -191,7 +193,6 @@ def prepare_database(parts: dict[str, str], database: str, *, name: str | None =
 @contextmanager
 def _administrator(parts: dict[str, str]) -> Iterator[Callable[..., list[Any]]]:
     """A function that runs a statement with values and ``{}`` names, alone, and says what was refused."""
-    import psycopg2.errors
     import psycopg2.extensions
     from psycopg2 import sql
 
@@ -199,17 +200,18 @@ def _administrator(parts: dict[str, str]) -> Iterator[Callable[..., list[Any]]]:
         connection = psycopg2.connect(psycopg2.extensions.make_dsn(**{"connect_timeout": "10", **parts}))
     except psycopg2.OperationalError as error:
         raise ServiceError(f"Connecting to the database server: {str(error).strip()}") from error
-    with closing(connection), connection.cursor() as cursor:
-        connection.autocommit = True  # CREATE DATABASE cannot run in a transaction
-        # Of two GRANTs on one object at once the server refuses one: "tuple concurrently updated".
-        cursor.execute("SELECT set_config('lock_timeout', %s, false)", [f"{PREPARE_SECONDS}s"])
-        try:
-            cursor.execute("SELECT pg_advisory_lock(hashtextextended('millrace prepare', 0))")
-        except psycopg2.errors.LockNotAvailable as error:
+    connection.autocommit = True  # CREATE DATABASE cannot run in a transaction
+    # Of two GRANTs on one object at once the server refuses one: "tuple concurrently updated".
+    with (
+        closing(connection),
+        alone(connection, "millrace prepare", wait_seconds=PREPARE_SECONDS) as is_alone,
+        connection.cursor() as cursor,
+    ):
+        if not is_alone:
             raise ServiceError(
                 f"Preparing the database server: another process has been doing it for {PREPARE_SECONDS} s. Look at what it "
                 "waits for in pg_stat_activity, end it and try again."
-            ) from error
+            )
 
         def execute(statement: str, *values: str, names: Sequence[str] = ()) -> list[Any]:
             composed = sql.SQL(statement).format(*map(sql.Identifier, names))

@@ -15,15 +15,12 @@ from pipeline.operate.database import with_database
 from pipeline.projects.nyc.demo import example_data
 from pipeline.settings import Settings
 from tests.cluster.release import CHART, Release, kubectl, until
+from tests.conftest import LENT_CONNECTORS
 
 HERE = Path(__file__).parent
 MILLRACE = str(Path(sys.executable).with_name("millrace"))
 VALUES = ["--values", str(CHART / "example.yaml"), "--values", str(HERE / "trials.yaml")]
 MONTHS = "for m in $(seq 0 23); do f=$(date -d \"2023-01-01 +$m months\" +%Y-%m); printf 'id,month\\n1,%s\\n2,%s\\n' $f $f > /srv/example/data/months/$f.csv; done"
-
-
-# Read before the session's clean environment: who has the environments already may lend them to the tests.
-LENT_CONNECTORS = {name: os.environ[name] for name in ("MILLRACE_CONNECTORS_DIR",) if name in os.environ}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -87,7 +84,9 @@ def release(needs_a_cluster: None) -> Iterator[Release]:
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     """Rows of every table that `make demo` leaves: the same project on the same data, without a cluster."""
     state = tmp_path_factory.mktemp("embedded")
-    environment = {**os.environ, **LENT_CONNECTORS, "MILLRACE_STATE_DIR": str(state)}
+    environment = {**os.environ, "MILLRACE_STATE_DIR": str(state)}
+    if LENT_CONNECTORS:
+        environment["MILLRACE_CONNECTORS_DIR"] = LENT_CONNECTORS
     with example_data(Settings(state_dir=state)) as variables:
         for command in (["sources", "install"], ["run"]):
             subprocess.run([MILLRACE, *command], env={**environment, **variables}, check=True, capture_output=True)

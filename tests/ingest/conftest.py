@@ -10,10 +10,9 @@ import pytest
 from pipeline.ingest.airbyte_connectors import install
 from pipeline.ingest.spec import SourceFile, load_source
 from pipeline.settings import Settings
+from tests.conftest import LENT_CONNECTORS
 
 STAND_INS = Path(__file__).with_name("connectors")
-# Read before the session's clean environment: who has the environments already may lend them to the tests.
-LENT_CONNECTORS = os.environ.get("MILLRACE_CONNECTORS_DIR")
 
 SHOP = """
 name: shop

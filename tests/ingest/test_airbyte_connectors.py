@@ -3,6 +3,9 @@
 import importlib.util
 import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -217,3 +220,20 @@ def test_a_package_from_the_index_is_installed_checked_and_read(
 def test_the_driver_imports_nothing_of_the_platform_and_the_lock_is_where_a_wheel_has_it() -> None:
     assert not re.search(r"^(from|import) pipeline", DRIVER.read_text(), re.MULTILINE)
     assert "airbyte==0.71.3" in LOCK_FILE.read_text()
+
+
+def test_the_files_that_the_image_builds_pyairbyte_from_are_enough(tmp_path: Path) -> None:
+    root = HERE.parents[1]
+    stage = (root / "docker" / "Dockerfile").read_text().split(" AS pyairbyte\n")[1].split("\nFROM ")[0]
+    for line in re.findall(r"^COPY (.+)$", stage, re.MULTILINE):
+        *files, target = line.split()
+        for file in files:
+            made = tmp_path / target.removeprefix("/")
+            made = made / Path(file).name if target.endswith("/") else made
+            made.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / file, made)
+
+    program = "import pipeline.ingest.airbyte_environments as found; print(found.__file__)"
+    done = subprocess.run([sys.executable, "-P", "-c", program], env={"PYTHONPATH": str(tmp_path / "build")}, capture_output=True, text=True, check=False)  # fmt: skip
+
+    assert done.stdout.startswith(str(tmp_path)), done.stderr

@@ -346,6 +346,18 @@ def test_extensions_are_found_by_name_after_they_are_put_in_place(tmp_path: Path
         extension_file("spatial")
 
 
+def test_nothing_unsigned_is_loaded_into_an_open_lake(lake: Lake, tmp_path: Path) -> None:
+    content = bytearray(extension_file("httpfs").read_bytes())
+    content[1000] ^= 1
+    forged = tmp_path / "httpfs.duckdb_extension"
+    forged.write_bytes(content)
+
+    with pytest.raises(LakeError, match="signature is either missing or invalid"):
+        lake.query(f"LOAD '{forged}'")
+    with pytest.raises(LakeError, match="Cannot change allow_unsigned_extensions"):
+        lake.query("SET allow_unsigned_extensions = true")
+
+
 @pytest.mark.parametrize(
     ("file", "content", "limit"),
     [

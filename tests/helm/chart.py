@@ -70,7 +70,12 @@ def render(
     """The objects of ci/*scenario*.yaml, or ``example``, with *settings* (as for ``--set``) on top."""
     result = _template(scenario, settings, release, namespace, upgrade)
     assert result.returncode == 0, result.stderr
-    return Rendered(tuple(item for item in yaml.safe_load_all(result.stdout) if item))
+    return Rendered(parse(result.stdout))
+
+
+def parse(manifests: str) -> tuple[Manifest, ...]:
+    """What helm printed, parsed."""
+    return tuple(filter(None, yaml.load_all(manifests, yaml.CSafeLoader)))  # in C, ten times as fast
 
 
 def refusal(*settings: str, scenario: str = "", extra: tuple[str, ...] = ()) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
-import yaml
 
-from tests.helm.chart import CHART, SCENARIOS, Manifest, Rendered, helm, render
+from tests.helm.chart import CHART, SCENARIOS, Manifest, Rendered, helm, parse, render
 
 pytestmark = pytest.mark.tools
 KUBERNETES = ("1.30", "1.31", "1.32", "1.33", "1.34")
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)  # megabytes
 
 REFERENCES = {
     "configMapRef": "ConfigMap", "configMapKeyRef": "ConfigMap", "configMap": "ConfigMap", "secretRef": "Secret", "secretKeyRef": "Secret",
@@ -107,7 +107,7 @@ def test_every_object_of_the_example_is_valid(version: str):
         _validate(json.dumps(item, sort_keys=True), version)
 
 
-@functools.cache  # 25 ms each, and most objects are the same in every scenario
+@functools.cache  # most objects are the same in every scenario
 def _validate(item: str, version: str) -> None:
     kubernetes_validate.validate(json.loads(item), version, strict=True)
 
@@ -118,7 +118,7 @@ def test_names_that_yaml_takes_for_something_else_stay_texts(name: str):
     elsewhere = helm("template", name, str(CHART), "--namespace", name, *values)
     assert elsewhere.returncode == 0, elsewhere.stderr
     for item in (
-        *filter(None, yaml.safe_load_all(elsewhere.stdout)),
+        *parse(elsewhere.stdout),
         *render("example", release=name, namespace=name).objects,
     ):
         _validate(json.dumps(item, sort_keys=True), "1.34")
@@ -267,7 +267,7 @@ def test_the_packaged_chart_renders_the_same(tmp_path):
         "template", "millrace", str(archive), "--namespace", "data", "--values", str(CHART / "ci" / "pooled.yaml")
     )
 
-    assert [item for item in yaml.safe_load_all(result.stdout) if item] == list(render("pooled").objects)
+    assert parse(result.stdout) == render("pooled").objects
 
 
 def test_lint_finds_nothing():

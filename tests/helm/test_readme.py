@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.helm.chart import CHART, helm, render
+from tests.helm.chart import CHART, helm, parse, render
 
 pytestmark = pytest.mark.tools
 VALUES = (CHART / "values.yaml").read_text()
@@ -96,7 +96,7 @@ def test_the_further_component_of_the_readme_is_all_it_takes(tmp_path: Path):
     result = helm("template", "millrace", str(chart), "--show-only", "templates/exporter.yaml")
 
     assert result.returncode == 0, result.stderr
-    objects = {item["kind"]: item for item in yaml.safe_load_all(result.stdout) if item}
+    objects = {item["kind"]: item for item in parse(result.stdout)}
     assert objects.keys() == {"Deployment", "ServiceAccount", "NetworkPolicy"}
     for item in objects.values():
         kubernetes_validate.validate(item, "1.34", strict=True)

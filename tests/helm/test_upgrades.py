@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helm.chart import CHART, Manifest, Rendered, helm, render
+from tests.helm.chart import CHART, Manifest, Rendered, helm, parse, render
 
 pytestmark = pytest.mark.tools
 KINDS = {
@@ -76,7 +76,7 @@ def ask(tmp_path: Path) -> Iterator[Ask]:
             str(kubeconfig),
             *flags,
         )
-        return Rendered(tuple(item for item in yaml.safe_load_all(result.stdout) if item)), result.stderr
+        return Rendered(parse(result.stdout)), result.stderr
 
     yield run
     server.shutdown()

@@ -15,7 +15,8 @@ dev: $(READY)  ## the same project with code server, daemon and UI on http://loc
 	@$(BIN)/python -m pipeline.projects.nyc.demo up
 
 test: $(READY)  ## all tests but those of a cluster and the benchmarks
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=85 -m 'not benchmark and not cluster'
+	@export COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")'); \
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=85 -m 'not benchmark and not cluster'
 
 test-cluster: $(READY)  ## image and chart on the Kubernetes of KUBECONFIG, which has the image MILLRACE_TEST_IMAGE
 	@$(BIN)/python -m pytest -m cluster --no-cov --timeout 900 tests/cluster

@@ -22,6 +22,11 @@ MEMORY = "/dev/shm"  # noqa: S108 - the server's folder in it has a random name
 PROVIDER_FILES = Path(__file__).parents[2] / "shared" / "data" / "nyc"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow files of this folder first: at the end one worker would be at them, and the others without work."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No setting of the person who runs the tests reaches them."""
@@ -34,6 +39,7 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         if name.startswith(("MILLRACE_", "DAGSTER_", "DBT_", "PG", "AWS_")) and not of_the_tests:
             del os.environ[name]
     os.environ["MILLRACE_STATE_DIR"] = str(tmp_path_factory.mktemp("state"))
+    os.environ["MILLRACE_THREADS"] = "1"  # tests share the cores; with two an insert takes twice the CPU's time
     yield
     os.environ.clear()
     os.environ.update(kept)

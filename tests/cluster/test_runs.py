@@ -7,6 +7,8 @@ import pytest
 
 from tests.cluster.release import Release, kubectl, until
 
+VICTIMS = {"eats": "container dagster", "marts/dim_hungry": "child", "raw/hungry/records": "child"}
+
 
 def test_the_daily_job_runs_in_a_pod_under_its_limit_and_leaves_what_an_embedded_run_leaves(
     release: Release, embedded: dict[str, int]
@@ -38,13 +40,18 @@ def test_what_a_run_printed_is_read_after_its_pod_is_gone(release: Release):
     assert f"said by {run_id}" in logs["capturedLogs"]["stdout"]
 
 
-@pytest.mark.parametrize(
-    ("asset", "victim"), [("eats", "container dagster"), ("marts/dim_hungry", "child"), ("raw/hungry/records", "child")]
-)
+@pytest.fixture(scope="module")
+def hungry_runs(release: Release) -> dict[str, str]:
+    """Run ids by asset; all at work at once."""
+    tags = {"millrace/memory": "800Mi"}
+    return {asset: release.launch(assets=[asset], location="trials", tags=tags) for asset in VICTIMS}
+
+
+@pytest.mark.parametrize("asset", VICTIMS)
 def test_a_run_out_of_memory_says_so_with_peak_and_limit_and_is_tried_again_with_more(
-    release: Release, asset: str, victim: str
+    release: Release, hungry_runs: dict[str, str], asset: str
 ):
-    run_id = release.launch(assets=[asset], location="trials", tags={"millrace/memory": "800Mi"})
+    run_id, victim = hungry_runs[asset], VICTIMS[asset]
     failed = release.wait(run_id, "FAILURE")
     text = "\n".join(release.messages(run_id))
 

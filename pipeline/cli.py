@@ -267,6 +267,30 @@ def daemon() -> None:
     run_command.main(["-w", str(workspace)], prog_name="dagster-daemon run")
 
 
+@serve.command()
+@click.option("--backfill", "hours", default=0.0, help="Hours of the past to count at the very first start.")
+def metrics(hours: float) -> None:
+    """Run the exporter: figures for Prometheus, read from the database."""
+    import time
+    from importlib.metadata import version as version_of
+
+    from pipeline.exporter.database import Database
+    from pipeline.exporter.exporter import Exporter
+    from pipeline.exporter.metrics import Registry
+    from pipeline.exporter.service import Service, end_on_signals
+    from pipeline.exporter.topics import build_topics
+    from pipeline.exporter.workspace import ask_webserver
+
+    settings, registry = _settings(), Registry()
+    ask = ask_webserver(settings.webserver_url or f"http://127.0.0.1:{settings.ui_port}")
+    exporter = Exporter(
+        registry, Database(settings), build_topics(registry, settings, ask), version=version_of("millrace")
+    )
+    service = Service(exporter, port=settings.metrics_port, interval_seconds=settings.metrics_interval_seconds)
+    end_on_signals(service)
+    service.run(since=time.time() - hours * 3600 if hours else None)
+
+
 # backup
 
 

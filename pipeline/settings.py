@@ -147,6 +147,17 @@ class Settings(BaseSettings):
     retention_days: PositiveInt = Field(30, description="Days that logs and run history are kept.")
     ui_port: PositiveInt = Field(3001, description="Port of the Dagster UI.")
     code_server_port: PositiveInt = Field(4000, description="Port of the code server.")
+    metrics_port: PositiveInt = Field(9464, description="Port of the exporter.")
+    metrics_interval_seconds: PositiveFloat = Field(15, description="How often the exporter reads what is new.")
+    webserver_url: str = Field(
+        "", description="Where the exporter asks for jobs and schedules; empty: the UI's port here."
+    )
+    alert_failure_ratio: PositiveFloat = Field(0.10, description="An alert fires above this share of failed runs.")
+    alert_slow_run_seconds: PositiveFloat = Field(300, description="A run that takes longer is slow.")
+    alert_memory_ratio: PositiveFloat = Field(0.80, description="An alert fires above this share of a memory limit.")
+    alert_unavailable_seconds: PositiveFloat = Field(
+        120, description="A service that is away for longer is unavailable."
+    )
     service_memory_gib: PositiveFloat = Field(2.0, description="Memory cap of each process of `millrace up`, GiB.")
     commit: str = Field("", description="Commit that an image was built from.")
 

@@ -134,7 +134,11 @@ def test_dagsters_tables_are_not_among_ours(settings: Settings):
     ensure_instance(settings)
 
     tables = "SELECT table_name FROM information_schema.tables WHERE table_schema = %s"
-    assert {name for (name,) in answer(settings, tables, "millrace")} == {"alembic_version", "backups"}
+    assert {name for (name,) in answer(settings, tables, "millrace")} == {
+        "alembic_version",
+        "backups",
+        "exporter_state",
+    }
     assert ("runs",) in answer(settings, tables, "public")
 
 

@@ -1,0 +1,47 @@
+"""Asset checks: how many passed and failed, and how each ended last."""
+
+from pipeline.exporter.metrics import Registry
+from pipeline.exporter.topic import Batch, Topic
+
+CHECK = ("asset_key", "check", "severity")
+
+
+class AssetChecks(Topic):
+    """By check. A planned one that its run never made is none: what held it back has an alert of its own."""
+
+    name = "checks"
+    bodies_of = frozenset({"ASSET_CHECK_EVALUATION"})
+
+    def __init__(self, registry: Registry) -> None:
+        self.evaluations = registry.counter(
+            "dagster_asset_check_evaluations_total",
+            "Evaluations, by result.",
+            ("asset_key", "check", "result", "severity"),
+        )
+        self.passed = registry.last_value(
+            "dagster_asset_check_last_passed", "1 if the check passed last, else 0.", CHECK
+        )
+        self.last = registry.last_value(
+            "dagster_asset_check_last_timestamp_seconds", "When the check was made last.", CHECK
+        )
+
+    def forget_asset(self, asset: str) -> None:
+        """Remove the series of an asset that is gone."""
+        for metric in (self.evaluations, self.passed, self.last):
+            metric.forget(asset_key=asset)
+
+    def count(self, batch: Batch) -> None:
+        for event in batch.events:
+            if event.type != "ASSET_CHECK_EVALUATION":
+                continue
+            data = event.data
+            asset = "/".join((data.get("asset_key") or {}).get("path") or ())
+            check, passed = str(data.get("check_name")), bool(data.get("success"))
+            severity = str((data.get("severity") or {}).get("__enum__", "")).rpartition(".")[2].lower() or "error"
+            for metric in (self.passed, self.last):  # its severity may be another than last time
+                metric.forget(asset_key=asset, check=check)
+            for result in ("passed", "failed"):
+                self.evaluations.start(asset, check, result, severity)
+            self.evaluations.add(asset, check, "passed" if passed else "failed", severity)
+            self.passed.set(float(passed), asset, check, severity)
+            self.last.set(event.at, asset, check, severity)

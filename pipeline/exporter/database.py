@@ -1,0 +1,81 @@
+"""The exporter's session: one connection as role ``exporter``, made anew once it is gone, every statement bounded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ServiceError
+from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    import psycopg2.extensions
+
+STATEMENT_SECONDS = 5
+Row = tuple[Any, ...]
+
+
+class Database:
+    """Reads the database *name* of *settings*; writes where it is told to. For one thread."""
+
+    def __init__(self, settings: Settings, name: str = "dagster") -> None:
+        self._settings, self._name = settings, name
+        self._open: psycopg2.extensions.connection | None = None
+        self.sessions = 0  # so far; what one held is lost with it
+
+    def rows(self, statement: str, *values: Any) -> list[Row]:
+        """All rows of a query.
+
+        Raises:
+            ServiceError: if the server does not answer, takes too long or refuses; the next call connects anew.
+        """
+        with self._session() as connection, connection.cursor() as cursor:
+            cursor.execute(statement, values or None)
+            return list(cursor.fetchall())
+
+    def write(self, statement: str, *values: Any) -> None:
+        """Run and commit one statement. Raises as `rows`."""
+        with self._session() as connection, connection.cursor() as cursor:
+            cursor.execute("BEGIN READ WRITE")
+            cursor.execute(statement, values)
+            cursor.execute("COMMIT")
+
+    def try_lock(self, name: str) -> bool:
+        """Hold the lock *name* of all sessions for as long as this connection lives; False if another has it."""
+        ((held,),) = self.rows("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", name)
+        return bool(held)
+
+    def close(self) -> None:
+        """End the session."""
+        if self._open is not None:
+            with suppress(Exception):
+                self._open.close()
+            self._open = None
+
+    @contextmanager
+    def _session(self) -> "Iterator[psycopg2.extensions.connection]":
+        import psycopg2
+
+        try:
+            if self._open is None:
+                self._open = self._connect()
+            yield self._open
+        except psycopg2.Error as error:
+            self.close()
+            raise ServiceError(f"Reading the database {self._name}: {str(error).strip()}") from error
+        except BaseException:
+            self.close()  # in the middle of an answer
+            raise
+
+    def _connect(self) -> "psycopg2.extensions.connection":
+        import psycopg2
+
+        keywords: dict[str, Any] = {
+            "connect_timeout": "10",
+            "application_name": "millrace-exporter",
+            "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c default_transaction_read_only=on -c timezone=UTC",
+            **self._settings.libpq(self._name, role="exporter"),
+        }
+        connection: psycopg2.extensions.connection = psycopg2.connect(**keywords)
+        connection.autocommit = True
+        self.sessions += 1
+        return connection

@@ -1,0 +1,197 @@
+"""The loop: read what is new, count it, print the page; now and then save cursor and counts in one row.
+
+What is saved together is a pure function of the events up to the cursor, so after a kill the events since are read again
+and counted to the same figures: no counter ever shows less than it did, and none counts twice.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from pipeline.errors import ServiceError
+from pipeline.exporter.database import Database
+from pipeline.exporter.metrics import Registry
+from pipeline.exporter.run_facts import RunCache
+from pipeline.exporter.tail import Page, Tail
+from pipeline.exporter.topic import Batch, Topic
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of the saved state
+SAVE_SECONDS = 60.0
+LOCK = "millrace exporter"
+
+
+@dataclass(frozen=True)
+class Pages:
+    """What is served, in both formats."""
+
+    text: bytes = b""
+    openmetrics: bytes = b""
+
+
+class Exporter:
+    """All figures. One thread calls `poll`; others may read `pages` and the times."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        database: Database,
+        topics: Sequence[Topic],
+        *,
+        version: str = "",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.registry, self.topics = registry, topics
+        self.pages = Pages()
+        self.polled_at = 0.0  # when the last whole poll ended
+        self._database, self._clock = database, clock
+        self._runs = RunCache()
+        self._tail: Tail | None = None
+        self._saved_at = 0.0
+        self._locked_in = 0
+        self._bodies = frozenset().union(*(topic.bodies_of for topic in topics))
+        own = "dagster_exporter_"
+        registry.gauge(f"{own}build_info", "Always 1.", ["version"]).set(1, version)
+        self.poll_seconds = registry.gauge(f"{own}poll_duration_seconds", "How long the last poll took.")
+        self.errors = registry.counter(f"{own}poll_errors_total", "Polls of a collector that failed.", ["collector"])
+        self.succeeded = registry.gauge(
+            f"{own}last_success_timestamp_seconds", "When the collector's figures were read last.", ["collector"]
+        )
+        self.lag = registry.gauge(f"{own}event_cursor_lag", "Events in the log that are not counted yet.")
+        self.events = registry.counter(f"{own}events_total", "Events counted.")
+        self.gaps = registry.gauge(f"{own}gaps_pending", "Ids of events that were missing and are still looked for.")
+        self.abandoned = registry.counter(
+            f"{own}gaps_abandoned_total",
+            "Ids that never came: of inserts that failed, or of transactions open for too long.",
+        )
+        self.dropped = registry.counter(
+            f"{own}series_dropped_total", "Observations that went to __other__, as their metric is full.", ["metric"]
+        )
+        self.saved = registry.gauge(f"{own}snapshot_timestamp_seconds", "When cursor and counts were saved last.")
+        for collector in ("events", *(topic.name for topic in topics)):
+            self.errors.start(collector)
+        self.abandoned.start()
+        self.events.start()
+
+    def start(self, *, since: float | None = None) -> None:
+        """Load what was saved, or begin now (*since*, epoch seconds, instead), and count up to the present.
+
+        Raises:
+            ServiceError: if the database does not answer.
+        """
+        saved = self._database.rows("SELECT state FROM millrace.exporter_state WHERE name = 'exporter'")
+        state = json.loads(saved[0][0]) if saved else {}
+        if state.get("format") == FORMAT:
+            self.registry.load(state["metrics"])
+            for topic in self.topics:
+                if topic.name in state["topics"]:
+                    topic.load(state["topics"][topic.name])
+            self._tail = Tail.load(state["tail"])
+        else:
+            self._tail = Tail.at_end(self._database) if since is None else Tail.since(self._database, since)
+            for topic in self.topics:
+                topic.adopt(self._database)
+        self._count_new()
+        self._saved_at = self._clock()
+        self.poll()
+
+    def poll(self) -> bool:
+        """Read all that is new, topic by topic; False if something failed, whose figures stay as they were."""
+        started = self._clock()
+        whole = self._attempt("events", self._count_new)
+        for topic in self.topics:
+            whole = self._attempt(topic.name, partial(topic.poll, self._database, started)) and whole
+        self._show_self()
+        self.poll_seconds.set(self._clock() - started)
+        if whole:
+            self.polled_at = self._clock()
+        self.pages = Pages(self.registry.page(), self.registry.page(openmetrics=True))
+        return whole
+
+    def save(self) -> None:
+        """Cursor, gaps and counts, in one statement.
+
+        Raises:
+            ServiceError: if it could not be written; what was saved before is still there.
+        """
+        assert self._tail
+        state = {
+            "format": FORMAT,
+            "tail": self._tail.dump(),
+            "metrics": self.registry.dump(),
+            "topics": {topic.name: dumped for topic in self.topics if (dumped := topic.dump()) is not None},
+        }
+        self._database.write(
+            "INSERT INTO millrace.exporter_state (name, state, saved_at) VALUES ('exporter', %s, now()) "
+            "ON CONFLICT (name) DO UPDATE SET state = excluded.state, saved_at = excluded.saved_at",
+            json.dumps(state),
+        )
+        self._saved_at = self._clock()
+        self.saved.set(self._saved_at)
+
+    def run(self, stop: threading.Event, *, interval_seconds: float, beat: Callable[[], object] = lambda: None) -> None:
+        """Poll until *stop*, and save at the end. Returns early if the lock of the only writer was lost."""
+        while not stop.wait(interval_seconds):
+            beat()
+            self.poll()
+            if self._database.sessions != self._locked_in and not self._try_lock():
+                log.error("Another exporter took over while the database was away from this one.")
+                return
+            if self._clock() - self._saved_at >= SAVE_SECONDS:
+                self._attempt("snapshot", self.save)
+        self._attempt("snapshot", self.save)
+
+    def wait_for_turn(self, stop: threading.Event, *, interval_seconds: float = 5.0) -> bool:
+        """Return True once no other exporter is at work on this database, False if *stop* came first."""
+        while not self._try_lock():
+            if stop.wait(interval_seconds):
+                return False
+        return True
+
+    def _try_lock(self) -> bool:
+        """Be the only one. The lock is the session's, so each new session asks again."""
+        try:
+            held = self._database.try_lock(LOCK)
+        except ServiceError as error:
+            log.warning("%s", error)
+            return False
+        self._locked_in = self._database.sessions
+        return held
+
+    def _count_new(self) -> None:
+        assert self._tail
+        now = self._clock()
+        for page in self._tail.pages(self._database, now, bodies_of=self._bodies):
+            self._count(page, now)
+
+    def _count(self, page: Page, now: float) -> None:
+        batch = Batch(page.events, self._runs.of(self._database, {event.run_id for event in page.events}), now)
+        assert self._tail
+        for topic in self.topics:  # from here on nothing asks the database: all of the page is counted, or none
+            topic.count(batch)
+        self._tail.advance(page, now)
+        self.events.add(by=len(page.events))
+
+    def _attempt(self, collector: str, work: Callable[[], object]) -> bool:
+        try:
+            work()
+        except ServiceError as error:
+            self.errors.add(collector)
+            log.warning("%s: %s", collector, error)
+            return False
+        self.succeeded.set(self._clock(), collector)
+        return True
+
+    def _show_self(self) -> None:
+        assert self._tail
+        self.gaps.set(len(self._tail.gaps))
+        self.abandoned.series[()] = float(self._tail.abandoned)
+        for metric in self.registry:
+            if metric.dropped:
+                self.dropped.series[(metric.name,)] = self.dropped.series.get((metric.name,), 0.0) + metric.dropped
+                metric.dropped = 0

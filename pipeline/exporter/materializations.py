@@ -1,0 +1,143 @@
+"""Assets: materialised, observed, failed; when last, and with how many rows."""
+
+import math
+import statistics
+from collections import deque
+from typing import Any
+
+from pipeline.exporter.baseline import Baseline
+from pipeline.exporter.metrics import Registry
+from pipeline.exporter.runs import ENDS as RUN_ENDS
+from pipeline.exporter.tail import Event
+from pipeline.exporter.topic import Batch, Topic
+
+ASSET = ("asset_key",)
+ROW_COUNT = "dagster/row_count"
+USUAL = 30  # materialisations
+LEAST = 10
+LEAST_SPREAD = 0.05  # of the logarithm
+MAX_PLANS = 20_000  # runs
+
+
+class Materializations(Topic):
+    """By asset, never by partition.
+
+    An asset failed if a run that meant to make it failed without having made it: Dagster itself stores no such event.
+    """
+
+    name = "assets"
+    bodies_of = frozenset({"ASSET_MATERIALIZATION"})
+
+    def __init__(self, registry: Registry) -> None:
+        located = (*ASSET, "code_location")
+        self.materializations = registry.counter(
+            "dagster_asset_materializations_total", "Times the asset was made.", located
+        )
+        self.observations = registry.counter(
+            "dagster_asset_observations_total", "Times the asset was observed.", located
+        )
+        self.failures = registry.counter(
+            "dagster_asset_failures_total", "Failed runs that meant to make the asset and did not.", located
+        )
+        self.last = registry.last_value(
+            "dagster_asset_last_materialization_timestamp_seconds", "When the asset was made last.", ASSET
+        )
+        self.rows = registry.last_value(
+            "dagster_asset_last_row_count", "Rows of the asset when it was made last.", ASSET
+        )
+        self.usual_rows = registry.last_value(
+            "dagster_asset_row_count_baseline",
+            f"Median of the asset's row counts, of up to {USUAL} before the last.",
+            ASSET,
+        )
+        self.rows_zscore = registry.last_value(
+            "dagster_asset_row_count_zscore",
+            "Distance of the last row count from the median before, in their spread.",
+            ASSET,
+        )
+        self.duration = Baseline(registry, "dagster_asset_duration", "the asset's successful steps", ASSET)
+        self._planned: dict[str, set[str]] = {}
+        self._steps: dict[tuple[str, str], float] = {}
+        self._row_counts: dict[str, deque[int]] = {}
+
+    def start_asset(self, asset: str, location: str) -> None:
+        """Have the asset's series before anything happens to it."""
+        for metric in (self.materializations, self.observations, self.failures):
+            metric.start(asset, location)
+
+    def forget_asset(self, asset: str, location: str) -> None:
+        """Remove the series of an asset that its location does not have any more."""
+        for metric in (self.materializations, self.observations, self.failures):
+            metric.forget(asset_key=asset, code_location=location)
+        if not any(key == asset for key, _ in self.materializations.series):  # it did not move to another
+            for value in (self.last, self.rows, self.usual_rows, self.rows_zscore):
+                value.forget(asset_key=asset)
+            self._row_counts.pop(asset, None)
+            self.duration.forget((asset,))
+
+    def count(self, batch: Batch) -> None:
+        for event in batch.events:
+            location = batch.runs[event.run_id].location if event.run_id in batch.runs else ""
+            if event.type == "STEP_START" and event.step:
+                self._steps[(event.run_id, event.step)] = event.at
+                if len(self._steps) > MAX_PLANS:
+                    del self._steps[next(iter(self._steps))]
+            elif event.type == "ASSET_MATERIALIZATION_PLANNED" and event.asset:
+                self._planned.setdefault(event.run_id, set()).add(event.asset)
+                self.start_asset(event.asset, location)
+                if len(self._planned) > MAX_PLANS:
+                    del self._planned[next(iter(self._planned))]
+            elif event.type == "ASSET_MATERIALIZATION" and event.asset:
+                self._planned.get(event.run_id, set()).discard(event.asset)
+                self._materialized(event, event.asset, location)
+            elif event.type == "ASSET_OBSERVATION" and event.asset:
+                self.observations.add(event.asset, location)
+            elif event.type in RUN_ENDS:
+                missed = self._planned.pop(event.run_id, ())
+                if event.type == "PIPELINE_FAILURE":
+                    for asset in missed:
+                        self.failures.add(asset, location)
+
+    def _materialized(self, event: Event, asset: str, location: str) -> None:
+        self.start_asset(asset, location)
+        self.materializations.add(asset, location)
+        self.last.set(max(event.at, self.last.series.get((asset,), 0.0)), asset)
+        began = self._steps.pop((event.run_id, event.step or ""), None)
+        if began is not None:  # the first asset of a step: of several the step's time is that of all
+            self.duration.observe((asset,), max(event.at - began, 0.0))
+        found = _numbers(event)
+        if ROW_COUNT in found:
+            self._count_rows(asset, int(found[ROW_COUNT]))
+
+    def _count_rows(self, asset: str, rows: int) -> None:
+        history = self._row_counts.setdefault(asset, deque(maxlen=USUAL))
+        self.rows.set(rows, asset)
+        if len(history) >= LEAST:
+            usual = statistics.median(history)
+            logs = [math.log1p(count) for count in history]
+            centre = statistics.median(logs)
+            spread = max(1.4826 * statistics.median([abs(value - centre) for value in logs]), LEAST_SPREAD)
+            self.usual_rows.set(usual, asset)
+            self.rows_zscore.set((math.log1p(rows) - centre) / spread, asset)
+        history.append(rows)
+
+    def dump(self) -> Any:
+        return {
+            "planned": {run_id: sorted(assets) for run_id, assets in self._planned.items()},
+            "steps": [[*key, at] for key, at in self._steps.items()],
+            "rows": {asset: list(history) for asset, history in self._row_counts.items()},
+            "duration": self.duration.dump(),
+        }
+
+    def load(self, dumped: Any) -> None:
+        self._planned = {run_id: set(assets) for run_id, assets in dumped["planned"].items()}
+        self._steps = {(run_id, step): at for run_id, step, at in dumped["steps"]}
+        self._row_counts = {asset: deque(history, maxlen=USUAL) for asset, history in dumped["rows"].items()}
+        self.duration.load(dumped["duration"])
+
+
+def _numbers(event: Event) -> dict[str, float]:
+    """The metadata of a materialisation that are numbers, by label."""
+    entries = (event.data.get("materialization") or {}).get("metadata_entries") or ()
+    values = {entry["label"]: (entry.get("entry_data") or {}).get("value") for entry in entries}
+    return {label: float(value) for label, value in values.items() if isinstance(value, int | float)}

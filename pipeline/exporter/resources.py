@@ -1,0 +1,112 @@
+"""Memory and CPU of run pods, as their sampler reports through the event log (`pipeline.launch.sampler`)."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.exporter.metrics import Registry
+from pipeline.exporter.runs import ENDS as RUN_ENDS
+from pipeline.exporter.runs import JOB
+from pipeline.exporter.topic import Batch, Topic
+
+SAMPLE = "millrace/resources"  # label of the metadata entry
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+MAX_RUNS = 20_000
+
+
+@dataclass
+class Used:
+    """The newest sample of a run under way; bytes and seconds."""
+
+    working_set: float = 0.0
+    limit: float | None = None
+    peak: float = 0.0
+    cpu_seconds: float = 0.0
+    throttled_seconds: float = 0.0
+    read_bytes: float = 0.0
+    written_bytes: float = 0.0
+    oom_kills: float = 0.0
+
+
+class Resources(Topic):
+    """Gauges are of the hungriest run of the job that is under way; sums are of all."""
+
+    name = "resources"
+    bodies_of = frozenset({"ENGINE_EVENT"})
+
+    def __init__(self, registry: Registry) -> None:
+        self.working_set = registry.gauge(
+            "dagster_run_memory_working_set_bytes", "Memory in use by the job's hungriest run under way.", JOB
+        )
+        self.limit = registry.gauge("dagster_run_memory_limit_bytes", "Memory limit of that run.", JOB)
+        self.peak_ratio = registry.histogram(
+            "dagster_run_peak_memory_ratio",
+            "Peak of a run's memory over its limit, when it ended.",
+            JOB,
+            buckets=RATIOS,
+        )
+        self.last_peak = registry.last_value(
+            "dagster_run_last_peak_memory_bytes", "Memory peak of the job's last run.", JOB
+        )
+        self.cpu = registry.counter("dagster_run_cpu_seconds_total", "CPU time of runs.", JOB)
+        self.throttled = registry.counter(
+            "dagster_run_cpu_throttled_seconds_total", "Time for which runs waited for their CPU limit.", JOB
+        )
+        self.read = registry.counter("dagster_run_disk_read_bytes_total", "Bytes that runs read from disk.", JOB)
+        self.written = registry.counter("dagster_run_disk_written_bytes_total", "Bytes that runs wrote to disk.", JOB)
+        self.oom_kills = registry.counter(
+            "dagster_run_oom_kills_total", "Processes that the kernel killed for want of memory.", JOB
+        )
+        self._used: dict[str, Used] = {}
+        self._labels: dict[str, tuple[str, str]] = {}
+
+    def count(self, batch: Batch) -> None:
+        for event in batch.events:
+            if event.type == "ENGINE_EVENT" and SAMPLE in (event.body or ""):
+                self._sample(event.run_id, batch.runs[event.run_id].labels, event.data)
+            elif event.type in RUN_ENDS and event.run_id in self._used:
+                used, labels = self._used.pop(event.run_id), self._labels.pop(event.run_id)
+                if used.limit:
+                    self.peak_ratio.observe(used.peak / used.limit, *labels)
+                self.last_peak.set(used.peak, *labels)
+        self._show()
+
+    def _sample(self, run_id: str, labels: tuple[str, str], data: dict[str, Any]) -> None:
+        entries = {
+            entry["label"]: (entry.get("entry_data") or {}).get("data") for entry in data.get("metadata_entries") or ()
+        }
+        found = entries.get(SAMPLE)
+        if isinstance(found, str):
+            found = json.loads(found)
+        if not isinstance(found, dict):
+            return
+        before = self._used.get(run_id, Used())
+        used = Used(**{name: found.get(name) or getattr(before, name) for name in asdict(before)})
+        for metric, name in ((self.cpu, "cpu_seconds"), (self.throttled, "throttled_seconds"), (self.read, "read_bytes"),
+                             (self.written, "written_bytes"), (self.oom_kills, "oom_kills")):  # fmt: skip
+            metric.start(*labels)
+            metric.add(*labels, by=max(getattr(used, name) - getattr(before, name), 0.0))
+        self._used[run_id], self._labels[run_id] = used, labels
+        if len(self._used) > MAX_RUNS:
+            oldest = next(iter(self._used))
+            del self._used[oldest], self._labels[oldest]
+
+    def _show(self) -> None:
+        working_set: dict[tuple[str, ...], float] = {}
+        limit: dict[tuple[str, ...], float] = {}
+        for run_id, used in self._used.items():
+            labels = self._labels[run_id]
+            if used.working_set >= working_set.get(labels, 0.0):
+                working_set[labels] = used.working_set
+                if used.limit:
+                    limit[labels] = used.limit
+        self.working_set.replace(working_set)
+        self.limit.replace(limit)
+
+    def dump(self) -> Any:
+        return [[run_id, *self._labels[run_id], asdict(used)] for run_id, used in self._used.items()]
+
+    def load(self, dumped: Any) -> None:
+        for run_id, location, job, used in dumped:
+            self._used[run_id], self._labels[run_id] = Used(**used), (location, job)
+        self._show()

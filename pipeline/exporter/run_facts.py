@@ -1,0 +1,79 @@
+"""What events do not say of their run: its job, its code location, what started it, when."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from pipeline.exporter.database import Database
+
+MAX_KEPT = 20_000
+REPOSITORY = ".dagster/repository"
+TAGS = (REPOSITORY, "dagster/schedule_name", "dagster/sensor_name", "dagster/backfill", "dagster/auto_materialize",
+        "dagster/from_automation_condition", "dagster/parent_run_id", "dagster/retry_number")  # fmt: skip
+ASSET_JOB = "__ASSET_JOB"
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """A run, as far as it never changes. *created_at* is epoch seconds."""
+
+    job: str = UNKNOWN
+    location: str = UNKNOWN
+    trigger: str = "manual"
+    created_at: float | None = None
+    is_retry: bool = False
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Values of ``code_location, job_name``."""
+        return self.location, self.job
+
+
+class RunCache:
+    """`RunFacts` of runs that had events of late. A run that is gone has its defaults."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, RunFacts] = {}
+
+    def of(self, database: Database, run_ids: Collection[str]) -> dict[str, RunFacts]:
+        """Facts by run id."""
+        unknown = [run_id for run_id in set(run_ids) if run_id not in self._kept]
+        for start in range(0, len(unknown), 1_000):
+            self._kept.update(_read(database, unknown[start : start + 1_000]))
+        found = {run_id: self._kept.get(run_id, RunFacts()) for run_id in run_ids}
+        if len(self._kept) > MAX_KEPT:
+            self._kept = dict(list(self._kept.items())[-MAX_KEPT // 2 :])
+        return found
+
+
+def _read(database: Database, run_ids: list[str]) -> dict[str, RunFacts]:
+    rows = database.rows(
+        """SELECT r.run_id, r.pipeline_name, extract(epoch FROM r.create_timestamp)::float8,
+                  coalesce(json_object_agg(t.key, t.value) FILTER (WHERE t.key IS NOT NULL), '{}')
+           FROM runs r LEFT JOIN run_tags t ON t.run_id = r.run_id AND t.key = ANY(%s)
+           WHERE r.run_id = ANY(%s) GROUP BY 1, 2, 3""",
+        list(TAGS),
+        run_ids,
+    )
+    return {
+        run_id: RunFacts(job, location_of(tags), trigger_of(tags), created, "dagster/retry_number" in tags)
+        for run_id, job, created, tags in rows
+    }
+
+
+def location_of(tags: dict[str, str]) -> str:
+    """The code location in ``__repository__@location``."""
+    return tags.get(REPOSITORY, "").partition("@")[2] or UNKNOWN
+
+
+def trigger_of(tags: dict[str, str]) -> str:
+    """What started a run with these tags; a retry before all, as it has its parent's tags."""
+    if "dagster/retry_number" in tags or "dagster/parent_run_id" in tags:
+        return "retry"
+    if "dagster/backfill" in tags:
+        return "backfill"
+    if "dagster/auto_materialize" in tags or "dagster/from_automation_condition" in tags:
+        return "automation"
+    if "dagster/schedule_name" in tags:
+        return "schedule"
+    return "sensor" if "dagster/sensor_name" in tags else "manual"

@@ -1,0 +1,217 @@
+"""Runs: how many, how they ended and why, how long they took, waited and started."""
+
+import json
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.exporter.baseline import Baseline
+from pipeline.exporter.database import Database
+from pipeline.exporter.metrics import Registry
+from pipeline.exporter.run_facts import REPOSITORY, UNKNOWN, RunFacts
+from pipeline.exporter.tail import Event
+from pipeline.exporter.topic import Batch, Topic
+
+JOB = ("code_location", "job_name")
+ENDS = {"PIPELINE_SUCCESS": "success", "PIPELINE_FAILURE": "failure", "PIPELINE_CANCELED": "canceled"}
+LIFE = {"PIPELINE_ENQUEUED", "PIPELINE_DEQUEUED", "PIPELINE_STARTING", "PIPELINE_START", "PIPELINE_CANCELING", *ENDS}
+IN_FLIGHT = ("queued", "not_started", "starting", "started", "canceling")
+TRIGGERS = ("manual", "schedule", "sensor", "automation", "backfill", "retry")
+REASONS = ("step_failure", "unexpected_termination", "run_exception", "job_initialization_failure", "start_timeout",
+           "run_worker_restart", "out_of_memory", "unknown")  # fmt: skip
+OUT_OF_MEMORY = "ran out of memory"  # as the launcher and the worker word it
+RECENT = 20  # runs of a job, whose share of failures does not forget a job that runs once a day
+MAX_REMEMBERED = 20_000  # runs
+WAIT_SECONDS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+@dataclass
+class Life:
+    """What is known of a run under way, epoch seconds."""
+
+    queued_at: float | None = None
+    dequeued_at: float | None = None
+    starting_at: float | None = None
+    started_at: float | None = None
+    out_of_memory: bool = False
+
+
+class Runs(Topic):
+    """One series for each job of each code location."""
+
+    name = "runs"
+    bodies_of = frozenset({"PIPELINE_FAILURE", "ENGINE_EVENT"})
+
+    def __init__(self, registry: Registry) -> None:
+        self.created = registry.counter("dagster_runs_created_total", "Runs, by what started them.", (*JOB, "trigger"))
+        self.completed = registry.counter("dagster_runs_completed_total", "Runs that ended, by how.", (*JOB, "status"))
+        self.failures = registry.counter(
+            "dagster_run_failures_total",
+            "Failed runs, by the reason that Dagster or the launcher found.",
+            (*JOB, "reason"),
+        )
+        self.retries = registry.counter("dagster_run_retries_total", "Runs that repeat a failed one.", JOB)
+        self.duration = registry.histogram("dagster_run_duration_seconds", "From start to end of successful runs.", JOB)
+        self.queue_wait = registry.histogram(
+            "dagster_run_queue_wait_seconds", "From queued to taken from the queue.", JOB, buckets=WAIT_SECONDS
+        )
+        self.startup = registry.histogram(
+            "dagster_run_startup_seconds",
+            "From launch to the first step: pod, container, imports.",
+            JOB,
+            buckets=WAIT_SECONDS,
+        )
+        self.last_completed = registry.last_value(
+            "dagster_run_last_completed_timestamp_seconds", "When a run of the job ended last.", (*JOB, "status")
+        )
+        self.last_duration = registry.last_value(
+            "dagster_run_last_duration_seconds", "How long the job's last run took.", (*JOB, "status")
+        )
+        self.recent_failures = registry.last_value(
+            "dagster_job_recent_failure_ratio",
+            f"Share of failed runs among the job's last {RECENT} that ended by themselves.",
+            JOB,
+        )
+        self.recent_runs = registry.last_value("dagster_job_recent_runs", "Runs that the share is of.", JOB)
+        self.in_progress = registry.gauge("dagster_runs_in_progress", "Runs under way, by status.", (*JOB, "status"))
+        self.oldest = registry.gauge(
+            "dagster_run_oldest_status_timestamp_seconds",
+            "Since when the oldest run in the status has been in it.",
+            (*JOB, "status"),
+        )
+        self.baseline = Baseline(registry, "dagster_job_duration", "the job's successful runs", JOB)
+        self._lives: dict[str, Life] = {}
+        self._ended: deque[str] = deque(maxlen=MAX_REMEMBERED)
+        self._recent: dict[tuple[str, str], deque[bool]] = {}
+
+    def start_job(self, location: str, job: str) -> None:
+        """Have the job's series before its first run."""
+        for trigger in TRIGGERS:
+            self.created.start(location, job, trigger)
+        for status in ENDS.values():
+            self.completed.start(location, job, status)
+        for reason in REASONS:
+            self.failures.start(location, job, reason)
+        for metric in (self.retries, self.duration, self.queue_wait, self.startup):
+            metric.start(location, job)
+
+    def forget_job(self, location: str, job: str) -> None:
+        """Remove the series of a job that its location does not have any more."""
+        for metric in (self.created, self.completed, self.failures, self.retries, self.duration, self.queue_wait, self.startup,
+                       self.last_completed, self.last_duration, self.recent_failures, self.recent_runs):  # fmt: skip
+            metric.forget(code_location=location, job_name=job)
+        self._recent.pop((location, job), None)
+        self.baseline.forget((location, job))
+
+    def jobs(self) -> set[tuple[str, str]]:
+        """Those that have series."""
+        return {(location, job) for location, job, _ in self.completed.series}
+
+    def count(self, batch: Batch) -> None:
+        for event in batch.events:
+            if event.type == "ENGINE_EVENT":
+                if event.run_id in self._lives and OUT_OF_MEMORY in (event.body or ""):
+                    self._lives[event.run_id].out_of_memory = True
+            elif event.type in LIFE:
+                self._count_one(event, batch.runs[event.run_id])
+
+    def _count_one(self, event: Event, facts: RunFacts) -> None:
+        if event.run_id in self._ended:
+            return  # the end of a run may be reported by two who noticed it
+        life = self._lives.get(event.run_id)
+        if life is None:
+            life = self._lives[event.run_id] = Life()
+            self.start_job(*facts.labels)
+            self.created.add(*facts.labels, facts.trigger)
+            if facts.is_retry:
+                self.retries.add(*facts.labels)
+            if len(self._lives) > MAX_REMEMBERED:
+                del self._lives[next(iter(self._lives))]
+        if event.type == "PIPELINE_ENQUEUED":
+            life.queued_at = event.at
+        elif event.type == "PIPELINE_DEQUEUED" and life.dequeued_at is None:
+            life.dequeued_at = event.at
+            if (since := life.queued_at or facts.created_at) is not None:
+                self.queue_wait.observe(max(event.at - since, 0.0), *facts.labels)
+        elif event.type == "PIPELINE_STARTING":
+            life.starting_at = event.at
+        elif event.type == "PIPELINE_START" and life.started_at is None:
+            life.started_at = event.at
+            if life.starting_at is not None:
+                self.startup.observe(max(event.at - life.starting_at, 0.0), *facts.labels)
+        elif event.type in ENDS:
+            self._end(event, facts, life)
+
+    def _end(self, event: Event, facts: RunFacts, life: Life) -> None:
+        status, labels = ENDS[event.type], facts.labels
+        self.completed.add(*labels, status)
+        self.last_completed.set(event.at, *labels, status)
+        if life.started_at is not None:
+            seconds = max(event.at - life.started_at, 0.0)
+            self.last_duration.set(seconds, *labels, status)
+            if status == "success":
+                self.duration.observe(seconds, *labels)
+                self.baseline.observe(labels, seconds)
+        if status == "failure":
+            self.failures.add(*labels, "out_of_memory" if _is_out_of_memory(event, life) else _reason(event))
+        if status != "canceled":
+            recent = self._recent.setdefault(labels, deque(maxlen=RECENT))
+            recent.append(status == "failure")
+            self.recent_failures.set(sum(recent) / len(recent), *labels)
+            self.recent_runs.set(len(recent), *labels)
+        del self._lives[event.run_id]
+        self._ended.append(event.run_id)
+
+    def poll(self, database: Database, now: float) -> None:
+        rows = database.rows(
+            """SELECT coalesce(nullif(split_part(t.value, '@', 2), ''), %s), r.pipeline_name, lower(r.status), count(*),
+                      min(extract(epoch FROM CASE WHEN r.status IN ('STARTING', 'CANCELING') THEN r.update_timestamp
+                          WHEN r.status = 'STARTED' THEN coalesce(to_timestamp(r.start_time) AT TIME ZONE 'UTC', r.update_timestamp)
+                          ELSE r.create_timestamp END))::float8
+               FROM runs r LEFT JOIN run_tags t ON t.run_id = r.run_id AND t.key = %s
+               WHERE r.status = ANY(%s) GROUP BY 1, 2, 3""",
+            UNKNOWN,
+            REPOSITORY,
+            [status.upper() for status in IN_FLIGHT],
+        )
+        counts = {(*job, status): 0.0 for job in self.jobs() for status in IN_FLIGHT}
+        counts.update({(location, job, status): float(count) for location, job, status, count, _ in rows})
+        self.in_progress.replace(counts)
+        self.oldest.replace({(location, job, status): since for location, job, status, _, since in rows})
+
+    def adopt(self, database: Database) -> None:
+        """Take runs that are under way as created already: for a start without a past."""
+        rows = database.rows(
+            "SELECT run_id, start_time FROM runs WHERE status = ANY(%s)", [status.upper() for status in IN_FLIGHT]
+        )
+        self._lives = {run_id: Life(started_at=started) for run_id, started in rows}
+
+    def dump(self) -> Any:
+        return {
+            "lives": {run_id: asdict(life) for run_id, life in self._lives.items()},
+            "ended": list(self._ended)[-2_000:],
+            "recent": [[*job, [int(failed) for failed in recent]] for job, recent in self._recent.items()],
+            "baseline": self.baseline.dump(),
+        }
+
+    def load(self, dumped: Any) -> None:
+        self._lives = {run_id: Life(**life) for run_id, life in dumped["lives"].items()}
+        self._ended.extend(dumped["ended"])
+        self._recent = {
+            (location, job): deque(map(bool, recent), maxlen=RECENT) for location, job, recent in dumped["recent"]
+        }
+        self.baseline.load(dumped["baseline"])
+
+
+def _is_out_of_memory(event: Event, life: Life) -> bool:
+    return life.out_of_memory or OUT_OF_MEMORY in (event.body or "")
+
+
+def _reason(event: Event) -> str:
+    """As Dagster tells it with the failure: ``RunFailureReason.STEP_FAILURE``."""
+    try:
+        found = event.data.get("failure_reason") or {}
+    except json.JSONDecodeError:
+        return "unknown"
+    reason = str(found.get("__enum__", "")).rpartition(".")[2].lower()
+    return reason if reason in REASONS else "unknown"

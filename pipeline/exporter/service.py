@@ -1,0 +1,119 @@
+"""``millrace serve metrics``: the exporter behind HTTP, from memory alone.
+
+``/metrics`` (OpenMetrics for who asks for it), ``/healthz`` (the loop is alive), ``/readyz`` (the figures are fresh).
+"""
+
+import logging
+import signal
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS
+
+from pipeline.errors import ServiceError
+from pipeline.exporter.exporter import Exporter
+
+log = logging.getLogger(__name__)
+
+ALIVE_SECONDS = 120.0  # a poll whose every statement takes as long as it may is longer than an interval
+REQUEST_SECONDS = 10.0
+
+
+class Service:
+    """Serves *exporter* while a thread polls. Before its turn it is alive and not ready."""
+
+    def __init__(self, exporter: Exporter, *, port: int, interval_seconds: float, host: str = "") -> None:
+        self._exporter, self._interval = exporter, interval_seconds
+        self.stop = threading.Event()
+        self._beat = time.monotonic()
+        self._server = _Server((host, port), _handler(self))
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    def run(self, *, since: float | None = None) -> None:
+        """Serve until `stop` is set, then save and return."""
+        threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
+        try:
+            self._work(since)
+        finally:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def answer(self, path: str, accept: str) -> tuple[int, str, bytes]:
+        """Status, content type and body of one request."""
+        pages = self._exporter.pages
+        if path == "/metrics" and pages.text:
+            if "application/openmetrics-text" in accept:
+                return 200, OPENMETRICS, pages.openmetrics
+            return 200, CONTENT_TYPE_LATEST, pages.text
+        if path == "/healthz":
+            idle = time.monotonic() - self._beat
+            return _told(200 if idle < ALIVE_SECONDS else 503, f"The last poll began {idle:.0f} s ago.")
+        if path in ("/readyz", "/metrics"):
+            if not pages.text:
+                return _told(
+                    503, "Nothing is counted yet: the database does not answer, or another exporter is at work."
+                )
+            age = time.time() - self._exporter.polled_at
+            return _told(200 if age < 3 * self._interval else 503, f"The last whole poll ended {age:.0f} s ago.")
+        return _told(404, "There are /metrics, /healthz and /readyz.")
+
+    def _work(self, since: float | None) -> None:
+        beating = threading.Thread(target=self._beat_while_waiting, daemon=True)
+        beating.start()
+        while not self.stop.is_set():
+            if not self._exporter.wait_for_turn(self.stop):
+                return
+            try:
+                self._exporter.start(since=since)
+            except ServiceError as error:
+                log.warning("%s", error)
+                self.stop.wait(self._interval)
+                continue
+            self._exporter.run(self.stop, interval_seconds=self._interval, beat=self._beaten)
+            return
+
+    def _beaten(self) -> None:
+        self._beat = time.monotonic()
+
+    def _beat_while_waiting(self) -> None:
+        while not self.stop.wait(5) and not self._exporter.pages.text:
+            self._beaten()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 32
+
+
+def _told(status: int, text: str) -> tuple[int, str, bytes]:
+    return status, "text/plain; charset=utf-8", f"{text}\n".encode()
+
+
+def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = REQUEST_SECONDS
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            status, kind, body = service.answer(self.path.partition("?")[0], self.headers.get("Accept", ""))
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing: a line a scrape is noise."""
+
+    return Handler
+
+
+def end_on_signals(service: Service) -> None:
+    """SIGTERM and SIGINT end the service after a last save."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: service.stop.set())

@@ -1,0 +1,144 @@
+"""Every event of Dagster's log, once: by id, with the ids that were not there yet looked for again.
+
+Ids come from a sequence and rows appear when their transactions commit, so a later id may be seen first: who reads
+``id > cursor`` alone loses those. Hence the gaps: ids below the cursor that were missing are asked for at each poll,
+until they are too old to come. The cursor never waits for one, as an insert that failed leaves its id unused for ever.
+"""
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.exporter.database import Database, Row
+
+PAGE = 5_000  # events
+GIVE_UP_SECONDS = 60.0  # longer than a transaction may be open that could still fill a gap
+MAX_GAPS = 100_000  # ids; a jump of the sequence is none of ours
+
+_COLUMNS = """id, run_id, dagster_event_type, extract(epoch FROM timestamp)::float8, step_key, asset_key,
+    CASE WHEN dagster_event_type = ANY(%s) THEN event END"""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A line of the log. *type* is as stored (``PIPELINE_SUCCESS``), *at* epoch seconds, *body* only where it was asked for."""
+
+    id: int
+    run_id: str
+    type: str
+    at: float
+    step: str | None = None
+    asset: str | None = None  # raw/shop/users
+    body: str | None = None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the event's type has of its own."""
+        event = json.loads(self.body or "{}").get("dagster_event") or {}
+        return event.get("event_specific_data") or {}
+
+
+@dataclass
+class Page:
+    """Events that were read and are not counted yet; `cursor` and `gaps` are those of after them."""
+
+    events: list[Event]
+    cursor: int
+    found_gaps: list[int] = field(default_factory=list)
+    new_gaps: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Tail:
+    """How far the log is read. What reads it saves it together with what it counted."""
+
+    cursor: int
+    gaps: dict[int, float] = field(default_factory=dict)  # id → when it was missed first
+    abandoned: int = 0
+    newest_at: float = 0.0  # of all events read
+
+    @classmethod
+    def at_end(cls, database: Database) -> "Tail":
+        """One that reads what is yet to come."""
+        ((newest,),) = database.rows("SELECT coalesce(max(id), 0) FROM event_logs")
+        return cls(int(newest))
+
+    @classmethod
+    def since(cls, database: Database, at: float) -> "Tail":
+        """One that reads what happened since *at*, found by bisection: the column has no index."""
+        low, high = database.rows("SELECT coalesce(min(id), 1) - 1, coalesce(max(id), 0) FROM event_logs")[0]
+        while low < high:
+            middle = (low + high + 1) // 2
+            found = database.rows(
+                "SELECT extract(epoch FROM timestamp)::float8 FROM event_logs WHERE id >= %s ORDER BY id LIMIT 1",
+                middle,
+            )
+            if found and found[0][0] < at:
+                low = middle
+            else:
+                high = middle - 1
+        return cls(int(low))
+
+    def pages(self, database: Database, now: float, *, bodies_of: Collection[str]) -> Iterator[Page]:
+        """What is new. Each page is to be applied by `advance` before the next is asked for."""
+        wanted = list(bodies_of)
+        if self.gaps:
+            late = database.rows(f"SELECT {_COLUMNS} FROM event_logs WHERE id = ANY(%s)", wanted, list(self.gaps))
+            if late:
+                yield Page(_events(late), self.cursor, found_gaps=[row[0] for row in late])
+        while True:
+            rows = database.rows(
+                f"SELECT {_COLUMNS} FROM event_logs WHERE id > %s ORDER BY id LIMIT %s", wanted, self.cursor, PAGE
+            )
+            if not rows:
+                break
+            there, last = {row[0] for row in rows}, rows[-1][0]
+            missing = []
+            if last - self.cursor - len(rows) <= MAX_GAPS - len(self.gaps):
+                missing = [number for number in range(self.cursor + 1, last) if number not in there]
+            yield Page(_events(rows), last, new_gaps=missing)
+            if len(rows) < PAGE:
+                break
+        self._give_up(now)
+        self._start_anew_if_wiped(database)
+
+    def advance(self, page: Page, now: float) -> None:
+        """Count *page* as read."""
+        self.cursor = page.cursor
+        for number in page.found_gaps:
+            del self.gaps[number]
+        self.gaps.update(dict.fromkeys(page.new_gaps, now))
+        self.newest_at = max([self.newest_at, *(event.at for event in page.events)])
+
+    def dump(self) -> dict[str, Any]:
+        return {
+            "cursor": self.cursor,
+            "gaps": list(self.gaps.items()),
+            "abandoned": self.abandoned,
+            "newest_at": self.newest_at,
+        }
+
+    @classmethod
+    def load(cls, dumped: dict[str, Any]) -> "Tail":
+        gaps = {int(number): seen for number, seen in dumped["gaps"]}
+        return cls(dumped["cursor"], gaps, dumped["abandoned"], dumped["newest_at"])
+
+    def _give_up(self, now: float) -> None:
+        for number in [number for number, seen in self.gaps.items() if now - seen > GIVE_UP_SECONDS]:
+            del self.gaps[number]
+            self.abandoned += 1
+
+    def _start_anew_if_wiped(self, database: Database) -> None:
+        """Go on with what is newer than all that was read where the log was emptied or restored: ids come again then."""
+        ((last,),) = database.rows("SELECT last_value FROM event_logs_id_seq")
+        if last < self.cursor:
+            self.cursor, self.gaps = Tail.since(database, self.newest_at + 1e-6).cursor, {}
+
+
+def _events(rows: list[Row]) -> list[Event]:
+    return [
+        Event(number, run_id, kind, at or 0.0, step, "/".join(json.loads(asset)) if asset else None, body)
+        for number, run_id, kind, at, step, asset, body in rows
+        if kind is not None
+    ]

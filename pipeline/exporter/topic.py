@@ -1,0 +1,40 @@
+"""What a topic of the exporter is: some metrics, and how they come about from events and tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.exporter.database import Database
+from pipeline.exporter.run_facts import RunFacts
+from pipeline.exporter.tail import Event
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Events that are counted together, and what the database says of their runs, by run id."""
+
+    events: Sequence[Event]
+    runs: dict[str, RunFacts]
+    now: float
+
+
+class Topic:
+    """Counts in memory. What is not a metric of its own and must outlive a restart goes through `dump` and `load`."""
+
+    name = ""
+    bodies_of: frozenset[str] = frozenset()  # event types whose whole text `count` reads
+
+    def count(self, batch: Batch) -> None:
+        """Count events, each of which comes once. It asks nothing and must not fail."""
+
+    def poll(self, database: Database, now: float) -> None:
+        """Read what is as it is now. All of it or nothing: a failure is told and tried again at the next poll."""
+
+    def adopt(self, database: Database) -> None:
+        """Begin without a past."""
+
+    def dump(self) -> Any:
+        return None
+
+    def load(self, dumped: Any) -> None:
+        pass

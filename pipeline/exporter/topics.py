@@ -1,0 +1,36 @@
+"""Every topic of the exporter. A further one is a file beside this one and a line here."""
+
+from collections.abc import Sequence
+
+from pipeline.exporter import thresholds
+from pipeline.exporter.asset_checks import AssetChecks
+from pipeline.exporter.backfills import Backfills
+from pipeline.exporter.daemons import Daemons
+from pipeline.exporter.database import Database
+from pipeline.exporter.lake import LakeTables
+from pipeline.exporter.materializations import Materializations
+from pipeline.exporter.metrics import Registry
+from pipeline.exporter.pools import Pools
+from pipeline.exporter.resources import Resources
+from pipeline.exporter.runs import Runs
+from pipeline.exporter.steps import Steps
+from pipeline.exporter.storage import Storage
+from pipeline.exporter.ticks import Ticks
+from pipeline.exporter.topic import Topic
+from pipeline.exporter.workspace import Ask, Workspace
+from pipeline.settings import Settings
+
+
+def build_topics(registry: Registry, settings: Settings, ask: Ask) -> Sequence[Topic]:
+    """All topics with their metrics in *registry*; *ask* answers GraphQL."""
+    thresholds.publish(registry, settings)
+    runs, steps, ticks, daemons = Runs(registry), Steps(registry), Ticks(registry), Daemons(registry)
+    assets, checks = Materializations(registry), AssetChecks(registry)
+    workspace = Workspace(
+        registry, ask, runs=runs, steps=steps, assets=assets, checks=checks, ticks=ticks, daemons=daemons,
+        slow_after_seconds=settings.alert_slow_run_seconds,
+    )  # fmt: skip
+    return (
+        runs, steps, assets, checks, ticks, daemons, Pools(registry), Backfills(registry), Resources(registry),
+        Storage(registry), LakeTables(registry, Database(settings, "lake")), workspace,
+    )  # fmt: skip

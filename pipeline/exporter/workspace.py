@@ -1,0 +1,237 @@
+"""What there is, from the webserver: code locations, jobs, schedules, sensors, assets. No table tells of those.
+
+What is new gets its series at zero, what is gone loses them. A location that does not load keeps its own: it is broken, and
+not gone.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+
+from pipeline.errors import ServiceError
+from pipeline.exporter.asset_checks import AssetChecks
+from pipeline.exporter.daemons import Daemons
+from pipeline.exporter.database import Database
+from pipeline.exporter.materializations import Materializations
+from pipeline.exporter.metrics import Registry
+from pipeline.exporter.run_facts import UNKNOWN
+from pipeline.exporter.runs import Runs
+from pipeline.exporter.steps import Steps
+from pipeline.exporter.ticks import Ticks
+from pipeline.exporter.topic import Topic
+
+EVERY_SECONDS = 60.0
+ASK_SECONDS = 20.0
+MAX_AGE_HOURS = "max_age_hours"
+SLOW_AFTER = "millrace/slow_after_seconds"
+
+QUERY = """{
+  workspaceOrError { ... on Workspace { locationEntries { name loadStatus updatedTimestamp locationOrLoadError {
+    __typename ... on RepositoryLocation { repositories {
+      jobs { name tags { key value } }
+      schedules { name scheduleState { status nextTick { timestamp } } }
+      sensors { name sensorState { status } }
+      assetNodes { assetKey { path } groupName kinds isMaterializable
+        owners { ... on UserAssetOwner { email } ... on TeamAssetOwner { team } }
+        metadataEntries { label ... on FloatMetadataEntry { floatValue } ... on IntMetadataEntry { intValue } } }
+    } } } } } ... on PythonError { message } }
+  instance { daemonHealth { allDaemonStatuses { daemonType required } } runQueueConfig { maxConcurrentRuns } }
+}"""
+
+Ask = Callable[[str], dict[str, Any]]
+
+
+class Workspace(Topic):
+    """Asked every minute. While the webserver does not answer all stays as it was."""
+
+    name = "workspace"
+
+    def __init__(
+        self,
+        registry: Registry,
+        ask: Ask,
+        *,
+        runs: Runs,
+        steps: Steps,
+        assets: Materializations,
+        checks: AssetChecks,
+        ticks: Ticks,
+        daemons: Daemons,
+        slow_after_seconds: float,
+    ) -> None:
+        location = ("code_location",)
+        self.loaded = registry.gauge(
+            "dagster_code_location_loaded", "1 if the location's definitions load, else 0.", location
+        )
+        self.updated = registry.gauge(
+            "dagster_code_location_last_update_timestamp_seconds", "When the location was loaded last.", location
+        )
+        self.definitions = registry.gauge(
+            "dagster_code_location_definitions", "Definitions of the location, by kind.", (*location, "kind")
+        )
+        self.info = registry.gauge(
+            "dagster_asset_info",
+            "Always 1: who owns the asset, and what it is.",
+            ("asset_key", "code_location", "group", "owner", "kind"),
+        )
+        self.max_age = registry.gauge(
+            "dagster_asset_max_age_seconds",
+            "Older than this the asset is late, by its own declaration.",
+            ("asset_key",),
+        )
+        self.running = registry.gauge(
+            "dagster_instigator_running",
+            "1 if the schedule or sensor is on, else 0.",
+            ("type", "name", "code_location"),
+        )
+        self.expected = registry.last_value(
+            "dagster_schedule_expected_tick_timestamp_seconds",
+            "The newest moment at which the schedule was to tick.",
+            ("name", "code_location"),
+        )
+        self.slow = registry.gauge(
+            "dagster_job_slow_threshold_seconds",
+            f"A run of the job that takes longer is slow: tag {SLOW_AFTER}, or the setting.",
+            ("code_location", "job_name"),
+        )
+        self.queue_limit = registry.gauge("dagster_run_queue_limit_runs", "Runs that may be under way at once.")
+        self._ask, self._asked_at, self._slow_after = ask, 0.0, slow_after_seconds
+        self._runs, self._steps, self._assets, self._checks, self._ticks, self._daemons = (
+            runs,
+            steps,
+            assets,
+            checks,
+            ticks,
+            daemons,
+        )
+        self._next: dict[tuple[str, str], float] = {}  # schedule → when it ticks next
+
+    def poll(self, database: Database, now: float) -> None:
+        if 0 <= now - self._asked_at < EVERY_SECONDS:
+            return
+        answer = self._ask(QUERY)
+        entries = answer["workspaceOrError"].get("locationEntries")
+        if entries is None:
+            raise ServiceError(f"Asking the webserver for its workspace: {answer['workspaceOrError'].get('message')}")
+        self._show(entries, answer["instance"], now)
+        self._asked_at = now
+
+    def _show(self, entries: list[dict[str, Any]], instance: dict[str, Any], now: float) -> None:
+        self._daemons.required = {
+            each["daemonType"]: each["required"] for each in instance["daemonHealth"]["allDaemonStatuses"]
+        }
+        if queue := instance.get("runQueueConfig"):
+            self.queue_limit.set(queue["maxConcurrentRuns"])
+        self.loaded.replace({(entry["name"],): float(_repositories(entry) is not None) for entry in entries})
+        self.updated.replace({(entry["name"],): entry["updatedTimestamp"] for entry in entries})
+        broken = {entry["name"] for entry in entries if _repositories(entry) is None} | {UNKNOWN}
+        found = {entry["name"]: repositories for entry in entries if (repositories := _repositories(entry)) is not None}
+        self._show_jobs(found, broken)
+        self._show_instigators(found, broken, now)
+        self._show_assets(found, broken)
+        counts = {}
+        for location, repositories in found.items():
+            for kind, field in (
+                ("jobs", "jobs"),
+                ("schedules", "schedules"),
+                ("sensors", "sensors"),
+                ("assets", "assetNodes"),
+            ):
+                counts[(location, kind)] = float(sum(len(each[field]) for each in repositories))
+        self.definitions.replace(counts)
+
+    def _show_jobs(self, found: dict[str, list[Any]], broken: set[str]) -> None:
+        limits = {}
+        for location, repositories in found.items():
+            for job in (job for repository in repositories for job in repository["jobs"]):
+                tags = {tag["key"]: tag["value"] for tag in job["tags"]}
+                limits[(location, job["name"])] = _seconds(tags.get(SLOW_AFTER), self._slow_after)
+        for job in limits:
+            self._runs.start_job(*job)
+            self._steps.start_job(*job)
+        for job in self._runs.jobs() - limits.keys():
+            if job[0] not in broken:
+                self._runs.forget_job(*job)
+                self._steps.forget_job(*job)
+        self.slow.replace(limits)
+
+    def _show_instigators(self, found: dict[str, list[Any]], broken: set[str], now: float) -> None:
+        running: dict[tuple[str, str, str], float] = {}
+        next_ticks: dict[tuple[str, str], float] = {}
+        for location, repositories in found.items():
+            for repository in repositories:
+                for item in repository["schedules"]:
+                    state, name = item["scheduleState"], item["name"]
+                    running[("schedule", name, location)] = float(state["status"] == "RUNNING")
+                    if state["status"] == "RUNNING" and state.get("nextTick"):
+                        next_ticks[(name, location)] = float(state["nextTick"]["timestamp"])
+                for sensor in repository["sensors"]:
+                    running[("sensor", sensor["name"], location)] = float(sensor["sensorState"]["status"] == "RUNNING")
+        for each in running:
+            self._ticks.start_instigator(*each)
+        for kind, name, location in self._ticks.instigators() - running.keys():
+            if location not in broken:
+                self._ticks.forget_instigator(kind, name, location)
+        for schedule, at in self._next.items():
+            if schedule in next_ticks and at <= now:
+                self.expected.set(at, *schedule)
+        for name, location in set(self.expected.series) - next_ticks.keys():
+            if location not in broken:
+                self.expected.forget(name=name, code_location=location)
+        self._next = next_ticks
+        self.running.replace(running)
+
+    def _show_assets(self, found: dict[str, list[Any]], broken: set[str]) -> None:
+        info, ages, keys = {}, {}, {}
+        for location, repositories in found.items():
+            for node in (node for repository in repositories for node in repository["assetNodes"]):
+                if not node["isMaterializable"]:
+                    continue
+                key = "/".join(node["assetKey"]["path"])
+                keys[key] = location
+                owner = next((each.get("team") or each.get("email") for each in node["owners"]), "")
+                info[(key, location, node["groupName"], owner, ",".join(sorted(node["kinds"])))] = 1.0
+                for entry in node["metadataEntries"]:
+                    hours = entry.get("floatValue") if entry.get("floatValue") is not None else entry.get("intValue")
+                    if entry["label"] == MAX_AGE_HOURS and hours is not None:
+                        ages[(key,)] = float(hours) * 3600
+                self._assets.start_asset(key, location)
+        for key, location in set(self._assets.materializations.series) - set(keys.items()):
+            if location not in broken:
+                self._assets.forget_asset(key, location)
+                if key not in keys:
+                    self._checks.forget_asset(key)
+        self.info.replace(info)
+        self.max_age.replace(ages)
+
+
+def ask_webserver(url: str) -> Ask:
+    """A function that asks the GraphQL of the webserver at *url*."""
+
+    def ask(query: str) -> dict[str, Any]:
+        try:
+            answer = httpx2.post(f"{url}/graphql", json={"query": query}, timeout=ASK_SECONDS).raise_for_status()
+            document: dict[str, Any] = answer.json()
+        except (httpx2.HTTPError, json.JSONDecodeError) as error:
+            raise ServiceError(f"Asking the webserver at {url}: {error}") from error
+        if document.get("errors"):
+            raise ServiceError(f"Asking the webserver at {url}: {document['errors'][0].get('message')}")
+        found: dict[str, Any] = document["data"]
+        return found
+
+    return ask
+
+
+def _repositories(entry: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Those of a location; None if it does not load."""
+    loaded = entry.get("locationOrLoadError") or {}
+    return loaded.get("repositories") if loaded.get("__typename") == "RepositoryLocation" else None
+
+
+def _seconds(text: str | None, default: float) -> float:
+    try:
+        return float(text) if text else default
+    except ValueError:
+        return default

@@ -1,0 +1,99 @@
+"""Runs of a real Dagster, as a scrape shows them afterwards."""
+
+import dagster as dg
+import pytest
+
+from tests.exporter.conftest import Watched
+
+JOB = {"code_location": "unknown", "job_name": "__ephemeral_asset_job__"}
+
+
+@dg.asset
+def good() -> dg.MaterializeResult[None]:
+    return dg.MaterializeResult(metadata={"dagster/row_count": 5})
+
+
+@dg.asset
+def bad() -> None:
+    raise ValueError("on purpose")
+
+
+@dg.asset_check(asset=good)
+def holds() -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity.WARN)
+
+
+def test_runs_are_counted_by_how_they_ended_and_why(watched: Watched, instance: dg.DagsterInstance):
+    dg.materialize([good], instance=instance)
+    dg.materialize([good, bad], instance=instance, raise_on_error=False)
+    watched.poll()
+
+    assert watched.value("dagster_runs_created_total", **JOB, trigger="manual") == 2
+    assert watched.value("dagster_runs_completed_total", **JOB, status="success") == 1
+    assert watched.value("dagster_runs_completed_total", **JOB, status="failure") == 1
+    assert watched.value("dagster_runs_completed_total", **JOB, status="canceled") == 0
+    assert watched.value("dagster_run_failures_total", **JOB, reason="step_failure") == 1
+    assert watched.value("dagster_run_duration_seconds_count", **JOB) == 1
+    assert watched.value("dagster_job_recent_failure_ratio", **JOB) == 0.5
+    assert watched.value("dagster_steps_completed_total", **JOB, status="success") == 2
+    assert watched.value("dagster_steps_completed_total", **JOB, status="failure") == 1
+
+
+def test_assets_and_checks_are_counted_and_what_a_failed_run_did_not_make_has_failed(
+    watched: Watched, instance: dg.DagsterInstance
+):
+    dg.materialize([good, bad, holds], instance=instance, raise_on_error=False)
+    watched.poll()
+
+    assert watched.value("dagster_asset_materializations_total", asset_key="good") == 1
+    assert watched.value("dagster_asset_failures_total", asset_key="good") == 0
+    assert watched.value("dagster_asset_failures_total", asset_key="bad") == 1
+    assert watched.value("dagster_asset_last_row_count", asset_key="good") == 5
+    assert watched.value("dagster_asset_last_materialization_timestamp_seconds", asset_key="good")
+    assert watched.value("dagster_asset_check_evaluations_total", check="holds", result="failed", severity="warn") == 1
+    assert watched.value("dagster_asset_check_last_passed", check="holds") == 0
+
+
+def test_a_run_under_way_is_seen_with_its_age_until_it_ends(watched: Watched, instance: dg.DagsterInstance):
+    run = instance.create_run_for_job(dg.Definitions(jobs=[_job()]).get_job_def("nothing"))
+    instance.report_run_started = None  # type: ignore[attr-defined]
+    del instance.report_run_started  # type: ignore[attr-defined]
+    watched.poll()
+    assert watched.value("dagster_runs_in_progress", job_name="nothing", status="not_started") == 1
+    assert watched.value("dagster_run_oldest_status_timestamp_seconds", job_name="nothing", status="not_started")
+
+    instance.report_run_canceled(run)
+    watched.poll()
+    assert watched.value("dagster_runs_in_progress", job_name="nothing", status="not_started") == 0
+    assert watched.value("dagster_runs_completed_total", job_name="nothing", status="canceled") == 1
+
+
+def _job() -> dg.JobDefinition:
+    @dg.op
+    def nothing_at_all() -> None: ...
+
+    @dg.job(name="nothing")
+    def nothing() -> None:
+        nothing_at_all()
+
+    return nothing
+
+
+@pytest.mark.parametrize(
+    ("tags", "trigger"),
+    [
+        ({"dagster/schedule_name": "s"}, "schedule"),
+        ({"dagster/sensor_name": "s"}, "sensor"),
+        ({"dagster/backfill": "b", "dagster/sensor_name": "s"}, "backfill"),
+        ({"dagster/auto_materialize": "true", "dagster/sensor_name": "s"}, "automation"),
+        ({"dagster/retry_number": "1", "dagster/schedule_name": "s"}, "retry"),
+    ],
+)
+def test_what_started_a_run_is_told_by_its_tags(
+    watched: Watched, instance: dg.DagsterInstance, tags: dict[str, str], trigger: str
+):
+    dg.materialize([good], instance=instance, tags={**tags, ".dagster/repository": "__repository__@somewhere"})
+    watched.poll()
+
+    assert watched.value("dagster_runs_created_total", code_location="somewhere", trigger=trigger) == 1
+    assert watched.value("dagster_run_retries_total", code_location="somewhere") == (1 if trigger == "retry" else 0)

@@ -1,0 +1,165 @@
+"""What is read from Dagster's tables and the lake's, put there by Dagster and the lake themselves."""
+
+import time
+from collections.abc import Callable
+
+import dagster as dg
+import pytest
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    ScheduleInstigatorData,
+    TickData,
+    TickStatus,
+)
+from dagster._daemon.types import DaemonHeartbeat
+from dagster._utils.error import SerializableErrorInfo
+
+from pipeline.lake.connection import Lake
+from pipeline.settings import Settings
+from tests.exporter.conftest import Watched
+
+EVERY_MINUTE = {"type": "schedule", "name": "every_minute", "code_location": "here"}
+
+
+@pytest.fixture
+def schedule(instance: dg.DagsterInstance) -> Callable[[TickStatus], Callable[[], object]]:
+    """Begins a tick of a schedule; what it gives ends it."""
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__")
+    origin = RemoteInstigatorOrigin(repository, "every_minute")
+    state = InstigatorState(
+        origin, InstigatorType.SCHEDULE, InstigatorStatus.RUNNING, ScheduleInstigatorData("* * * * *")
+    )
+    instance.add_instigator_state(state)
+
+    def begin(ends: TickStatus) -> Callable[[], object]:
+        tick = instance.create_tick(
+            TickData(
+                origin.get_id(),
+                "every_minute",
+                InstigatorType.SCHEDULE,
+                TickStatus.STARTED,
+                time.time() - 3,
+                selector_id=state.selector_id,
+            )
+        )
+        error = SerializableErrorInfo("on purpose", [], None) if ends == TickStatus.FAILURE else None
+        ended = tick.with_status(ends, error=error)
+        return lambda: instance.update_tick(ended)
+
+    return begin
+
+
+def test_a_tick_is_counted_once_when_it_ends(watched: Watched, schedule: Callable[..., Callable[[], object]]):
+    end = schedule(TickStatus.FAILURE)
+    watched.poll()
+    assert watched.value("dagster_ticks_total", **EVERY_MINUTE) is None
+
+    end()
+    watched.poll()
+    watched.poll()
+    assert watched.value("dagster_ticks_total", **EVERY_MINUTE, status="failure") == 1
+    assert watched.value("dagster_tick_duration_seconds_sum", **EVERY_MINUTE) == pytest.approx(3, abs=2)
+    assert watched.value("dagster_tick_consecutive_failures", **EVERY_MINUTE) == 1
+    assert watched.value("dagster_tick_last_timestamp_seconds", **EVERY_MINUTE) == pytest.approx(time.time(), abs=60)
+
+
+def test_failures_in_a_row_end_with_a_success_and_a_restart_forgets_no_open_tick(
+    watched: Watched, schedule: Callable[..., Callable[[], object]]
+):
+    for _ in range(2):
+        schedule(TickStatus.FAILURE)()
+    open_tick = schedule(TickStatus.SUCCESS)
+    watched.poll()
+    assert watched.value("dagster_tick_consecutive_failures", **EVERY_MINUTE) == 2
+    watched.exporter.save()
+
+    second = watched.again()
+    open_tick()
+    second.start()
+    assert second.value("dagster_ticks_total", **EVERY_MINUTE, status="failure") == 2
+    assert second.value("dagster_ticks_total", **EVERY_MINUTE, status="success") == 1
+    assert second.value("dagster_tick_consecutive_failures", **EVERY_MINUTE) == 0
+
+
+def test_daemons_tell_when_they_were_alive(watched: Watched, instance: dg.DagsterInstance):
+    now = time.time()
+    instance.add_daemon_heartbeat(DaemonHeartbeat(now, "SENSOR", "id", []))
+    watched.poll()
+
+    beat = watched.value("dagster_daemon_last_heartbeat_timestamp_seconds", daemon_type="SENSOR", required="true")
+    assert beat == pytest.approx(now)
+    assert watched.value("dagster_daemon_heartbeat_errors", daemon_type="SENSOR") == 0
+
+
+def test_pools_tell_their_slots_and_who_waits(watched: Watched, instance: dg.DagsterInstance):
+    storage = instance.event_log_storage
+    storage.set_concurrency_slots("api", 1)
+    for step in ("first", "second"):
+        storage.claim_concurrency_slot("api", "run", step)
+    watched.poll()
+
+    assert watched.value("dagster_pool_slots_limit", pool="api") == 1
+    assert watched.value("dagster_pool_slots_claimed", pool="api") == 1
+    assert watched.value("dagster_pool_steps_pending", pool="api") == 1
+    assert watched.value("dagster_pool_oldest_pending_timestamp_seconds", pool="api") == pytest.approx(
+        time.time(), abs=60
+    )
+
+
+def test_a_backfill_is_counted_once_when_it_ends(watched: Watched, sql: Callable[..., None]):
+    insert = (
+        "INSERT INTO bulk_actions (key, status, timestamp, action_type) VALUES (%s, %s, now(), 'PARTITION_BACKFILL')"
+    )
+    sql(insert, "a", "REQUESTED")
+    sql(insert, "b", "COMPLETED_SUCCESS")
+    watched.poll()
+    assert watched.value("dagster_backfills_in_progress", status="requested") == 1
+    assert watched.value("dagster_backfills_completed_total", status="completed_success") == 1
+
+    sql("UPDATE bulk_actions SET status = 'FAILED' WHERE key = 'a'")
+    watched.poll()
+    watched.poll()
+    assert watched.value("dagster_backfills_in_progress") == 0
+    assert watched.value("dagster_backfills_completed_total", status="failed") == 1
+    assert watched.value("dagster_backfills_completed_total", status="completed_success") == 1
+
+
+def test_the_database_tells_its_size_its_sessions_and_the_last_backup(settings: Settings, sql: Callable[..., None]):
+    add = "INSERT INTO millrace.backups (name, target, started_at, finished_at, bytes) VALUES (%s, 't', now(), %s, %s)"
+    sql(add, "old", "2026-01-01T00:00:00Z", 10)
+    sql(add, "new", "2026-01-02T00:00:00Z", 20)
+    sql(add, "under way", None, None)
+    watched = Watched(settings).start()
+
+    assert watched.value("millrace_backup_last_success_timestamp_seconds") == 1767312000
+    assert watched.value("millrace_backup_last_bytes") == 20
+    assert (watched.value("dagster_storage_relation_bytes", relation="event_logs") or 0) > 0
+    assert (watched.value("millrace_postgres_connections", database="dagster") or 0) >= 1
+    assert (watched.value("millrace_postgres_max_connections") or 0) >= 20
+
+
+def test_the_lake_tells_its_tables_as_they_are_now(settings: Settings, lake: Lake):
+    lake.query("CREATE SCHEMA raw")
+    lake.query("CREATE TABLE raw.t AS SELECT range AS n FROM range(1000)")
+    lake.query("CREATE TABLE raw.gone AS SELECT 1 AS n")
+    lake.query("DROP TABLE raw.gone")
+    watched = Watched(settings).start()
+
+    assert watched.value("millrace_lake_tables") == 1
+    assert watched.value("millrace_lake_table_rows", schema="raw", table="t") == 1000
+    assert watched.value("millrace_lake_table_files", schema="raw", table="t") == 1
+    assert (watched.value("millrace_lake_table_bytes", schema="raw", table="t") or 0) > 100
+    assert (watched.value("millrace_lake_snapshots") or 0) >= 4
+    assert watched.value("millrace_lake_last_snapshot_timestamp_seconds") == pytest.approx(time.time(), abs=60)
+
+
+def test_thresholds_are_what_the_settings_say(settings: Settings):
+    changed = settings.model_copy(update={"alert_failure_ratio": 0.25, "alert_memory_ratio": 0.5})
+    watched = Watched(changed).start()
+
+    assert watched.value("millrace_threshold_failure_ratio") == 0.25
+    assert watched.value("millrace_threshold_memory_ratio") == 0.5
+    assert watched.value("millrace_threshold_slow_run_seconds") == 300

@@ -1,0 +1,109 @@
+"""The alert rules that ship: valid, tested loud and quiet, made of metrics that there are, each with a runbook."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.exporter.database import Database
+from pipeline.exporter.exporter import Exporter
+from pipeline.exporter.metrics import Registry
+from pipeline.exporter.topics import build_topics
+from pipeline.settings import Settings
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+FILES = sorted(path for path in (DEPLOY / "rules").glob("*.yaml") if not path.name.endswith(".test.yaml"))
+HEADINGS = ["## Meaning", "## Impact", "## Diagnosis", "## Fix"]
+
+
+def alerts(file: Path) -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"] if "alert" in rule]
+
+
+ALERTS = [rule["alert"] for file in FILES for rule in alerts(file)]
+
+
+@pytest.fixture
+def promtool() -> str:
+    if not (found := shutil.which("promtool")):
+        missing = "promtool is not on PATH"
+        pytest.fail(missing) if os.environ.get("MILLRACE_REQUIRE_TOOLS") == "1" else pytest.skip(missing)
+    return found
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_promtool_finds_the_rules_right_and_their_tests_pass(promtool: str, file: Path):
+    tests = file.with_name(f"{file.stem}.test.yaml")
+    for command in (["check", "rules", str(file)], ["test", "rules", str(tests)]):
+        done = subprocess.run([promtool, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_alert_is_tested_loud_and_quiet(file: Path):
+    loud: dict[str, set[bool]] = defaultdict(set)
+    for test in yaml.safe_load(file.with_name(f"{file.stem}.test.yaml").read_text())["tests"]:
+        for case in test["alert_rule_test"]:
+            loud[case["alertname"]].add(bool(case.get("exp_alerts")))
+
+    for rule in alerts(file):
+        wanted = {True} if rule["alert"] == "MillraceWatchdog" else {True, False}
+        found = loud[rule["alert"]]
+        # A case that expects one alert of several series is quiet for the others.
+        assert found == wanted or (found == {True} and _has_a_quiet_series(file, rule["alert"])), rule["alert"]
+
+
+def _has_a_quiet_series(file: Path, alert: str) -> bool:
+    for test in yaml.safe_load(file.with_name(f"{file.stem}.test.yaml").read_text())["tests"]:
+        for case in test["alert_rule_test"]:
+            if case["alertname"] == alert:
+                jobs = {
+                    tuple(sorted(re.findall(r'(?:job_name|asset_key)="([^"]+)"', each["series"])))
+                    for each in test["input_series"]
+                }
+                if len(jobs - {()}) > len(case.get("exp_alerts") or ()):
+                    return True
+    return False
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_every_alert_has_a_runbook_with_all_its_parts(alert: str):
+    page = (DEPLOY / "runbooks" / f"{alert}.md").read_text()
+
+    assert page.startswith(f"# {alert}\n")
+    assert re.findall(r"^## .*", page, re.MULTILINE) == HEADINGS
+    assert all(part.strip() for part in re.split(r"^## .*$", page, flags=re.MULTILINE))
+
+
+def test_there_is_no_runbook_for_an_alert_that_there_is_not():
+    assert {path.stem for path in (DEPLOY / "runbooks").glob("*.md")} == set(ALERTS)
+    assert len(set(ALERTS)) == len(ALERTS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_metric_of_a_rule_is_one_of_the_exporters(file: Path, tmp_path: Path):
+    settings, registry = Settings(state_dir=tmp_path), Registry()
+    Exporter(registry, Database(settings), build_topics(registry, settings, lambda _: {}))
+    there = {metric.name: metric for metric in registry}
+
+    expressions = "\n".join(
+        rule["expr"] for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]
+    )
+    used = set(re.findall(r"(?<![:\w])(?:dagster|millrace)_\w+", expressions))
+    assert used <= there.keys()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_an_alert_says_how_bad_it_is_and_what_it_is_about(file: Path):
+    for rule in alerts(file):
+        assert rule["alert"].startswith("Millrace")
+        assert rule["labels"]["severity"] in ("critical", "warning", "info", "none")
+        assert "{{" not in rule["annotations"]["summary"]  # it groups
+        assert rule["annotations"].keys() == {"summary", "description"}

@@ -37,6 +37,8 @@ def test_every_stream_and_model_is_an_asset_with_owner_group_and_kind(definition
         assert spec.group_name == name.split("/")[0], name
         assert spec.kinds, name
         assert spec.description, name
+    assert specs["raw/citibike/trips"].metadata["max_age_hours"] == 1100  # by which the exporter tells that it is late
+    assert "max_age_hours" not in specs["raw/tlc/zones"].metadata
 
 
 def test_lineage_leads_from_every_trip_source_to_the_facts(definitions: dg.Definitions) -> None:

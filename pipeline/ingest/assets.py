@@ -145,6 +145,7 @@ def _common(file: SourceFile, stream: Stream) -> dict[str, Any]:
             "source_file": file.path.name,
             **({"homepage": dg.MetadataValue.url(source.homepage)} if source.homepage else {}),
             **({"licence": source.licence} if source.licence else {}),
+            **({"max_age_hours": stream.max_age_hours} if stream.max_age_hours else {}),  # the exporter reads it
         },
     }
 

@@ -154,7 +154,7 @@ def run(select: str, partition: str | None, full: bool, as_json: bool) -> None:
 @main.command()
 @click.option("--foreground", is_flag=True, help="Stay, and stop the services when interrupted.")
 def up(foreground: bool) -> None:
-    """Start code server, daemon and UI."""
+    """Start code server, daemon, UI and exporter."""
     from pipeline.operate import services
 
     services.up(_settings(), foreground=foreground, echo=click.echo)
@@ -268,8 +268,9 @@ def daemon() -> None:
 
 
 @serve.command()
+@click.option("--host", default="", help="Address to listen on; empty: all.")
 @click.option("--backfill", "hours", default=0.0, help="Hours of the past to count at the very first start.")
-def metrics(hours: float) -> None:
+def metrics(host: str, hours: float) -> None:
     """Run the exporter: figures for Prometheus, read from the database."""
     import time
     from importlib.metadata import version as version_of
@@ -286,7 +287,9 @@ def metrics(hours: float) -> None:
     exporter = Exporter(
         registry, Database(settings), build_topics(registry, settings, ask), version=version_of("millrace")
     )
-    service = Service(exporter, port=settings.metrics_port, interval_seconds=settings.metrics_interval_seconds)
+    service = Service(
+        exporter, host=host, port=settings.metrics_port, interval_seconds=settings.metrics_interval_seconds
+    )
     end_on_signals(service)
     service.run(since=time.time() - hours * 3600 if hours else None)
 

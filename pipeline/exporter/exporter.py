@@ -62,7 +62,9 @@ class Exporter:
         self.succeeded = registry.gauge(
             f"{own}last_success_timestamp_seconds", "When the collector's figures were read last.", ["collector"]
         )
-        self.lag = registry.gauge(f"{own}event_cursor_lag", "Events in the log that are not counted yet.")
+        self.lag = registry.gauge(
+            f"{own}event_cursor_lag", "Ids of events that were handed out after the newest event counted."
+        )
         self.events = registry.counter(f"{own}events_total", "Events counted.")
         self.gaps = registry.gauge(f"{own}gaps_pending", "Ids of events that were missing and are still looked for.")
         self.abandoned = registry.counter(
@@ -98,6 +100,7 @@ class Exporter:
                 topic.adopt(self._database)
         self._count_new()
         self._saved_at = self._clock()
+        self.saved.set(self._saved_at)  # else a first save that never succeeds would not be told
         self.poll()
 
     def poll(self) -> bool:
@@ -190,6 +193,7 @@ class Exporter:
     def _show_self(self) -> None:
         assert self._tail
         self.gaps.set(len(self._tail.gaps))
+        self.lag.set(self._tail.behind)
         self.abandoned.series[()] = float(self._tail.abandoned)
         for metric in self.registry:
             if metric.dropped:

@@ -14,7 +14,7 @@ from pipeline.exporter.topic import Batch, Topic
 
 JOB = ("code_location", "job_name")
 ENDS = {"PIPELINE_SUCCESS": "success", "PIPELINE_FAILURE": "failure", "PIPELINE_CANCELED": "canceled"}
-LIFE = {"PIPELINE_ENQUEUED", "PIPELINE_DEQUEUED", "PIPELINE_STARTING", "PIPELINE_START", "PIPELINE_CANCELING", *ENDS}
+LIFE = {"PIPELINE_ENQUEUED", "PIPELINE_STARTING", "PIPELINE_START", "PIPELINE_CANCELING", *ENDS}
 IN_FLIGHT = ("queued", "not_started", "starting", "started", "canceling")
 TRIGGERS = ("manual", "schedule", "sensor", "automation", "backfill", "retry")
 REASONS = ("step_failure", "unexpected_termination", "run_exception", "job_initialization_failure", "start_timeout",
@@ -30,7 +30,6 @@ class Life:
     """What is known of a run under way, epoch seconds."""
 
     queued_at: float | None = None
-    dequeued_at: float | None = None
     starting_at: float | None = None
     started_at: float | None = None
     out_of_memory: bool = False
@@ -53,7 +52,7 @@ class Runs(Topic):
         self.retries = registry.counter("dagster_run_retries_total", "Runs that repeat a failed one.", JOB)
         self.duration = registry.histogram("dagster_run_duration_seconds", "From start to end of successful runs.", JOB)
         self.queue_wait = registry.histogram(
-            "dagster_run_queue_wait_seconds", "From queued to taken from the queue.", JOB, buckets=WAIT_SECONDS
+            "dagster_run_queue_wait_seconds", "From queued to launched.", JOB, buckets=WAIT_SECONDS
         )
         self.startup = registry.histogram(
             "dagster_run_startup_seconds",
@@ -129,12 +128,10 @@ class Runs(Topic):
                 del self._lives[next(iter(self._lives))]
         if event.type == "PIPELINE_ENQUEUED":
             life.queued_at = event.at
-        elif event.type == "PIPELINE_DEQUEUED" and life.dequeued_at is None:
-            life.dequeued_at = event.at
-            if (since := life.queued_at or facts.created_at) is not None:
-                self.queue_wait.observe(max(event.at - since, 0.0), *facts.labels)
-        elif event.type == "PIPELINE_STARTING":
+        elif event.type == "PIPELINE_STARTING" and life.starting_at is None:
             life.starting_at = event.at
+            if life.queued_at is not None:  # taken from the queue, which has no event of its own
+                self.queue_wait.observe(max(event.at - life.queued_at, 0.0), *facts.labels)
         elif event.type == "PIPELINE_START" and life.started_at is None:
             life.started_at = event.at
             if life.starting_at is not None:

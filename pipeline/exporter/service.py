@@ -24,7 +24,7 @@ REQUEST_SECONDS = 10.0
 class Service:
     """Serves *exporter* while a thread polls. Before its turn it is alive and not ready."""
 
-    def __init__(self, exporter: Exporter, *, port: int, interval_seconds: float, host: str = "") -> None:
+    def __init__(self, exporter: Exporter, *, host: str, port: int, interval_seconds: float) -> None:
         self._exporter, self._interval = exporter, interval_seconds
         self.stop = threading.Event()
         self._beat = time.monotonic()

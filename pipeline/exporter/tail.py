@@ -57,6 +57,7 @@ class Tail:
     gaps: dict[int, float] = field(default_factory=dict)  # id → when it was missed first
     abandoned: int = 0
     newest_at: float = 0.0  # of all events read
+    behind: int = 0  # ids handed out since, most of them of events
 
     @classmethod
     def at_end(cls, database: Database) -> "Tail":
@@ -132,6 +133,7 @@ class Tail:
     def _start_anew_if_wiped(self, database: Database) -> None:
         """Go on with what is newer than all that was read where the log was emptied or restored: ids come again then."""
         ((last,),) = database.rows("SELECT last_value FROM event_logs_id_seq")
+        self.behind = max(last - self.cursor, 0)
         if last < self.cursor:
             self.cursor, self.gaps = Tail.since(database, self.newest_at + 1e-6).cursor, {}
 

@@ -55,6 +55,22 @@ def probe_webserver(host: str, port: int) -> Answer:
             return Answer(False, str(error))
 
 
+def probe_exporter(host: str, port: int) -> Answer:
+    """Ask whether its loop is alive, then whether its figures are fresh."""
+    said = ""
+    for path in ("/healthz", "/readyz"):
+        with closing(http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)) as connection:
+            try:
+                connection.request("GET", path)
+                response = connection.getresponse()
+                said = response.read(200).decode(errors="replace").strip()
+            except (OSError, http.client.HTTPException) as error:
+                return Answer(False, str(error))
+        if response.status != 200:
+            return Answer(path == "/readyz", said)
+    return Answer(True)
+
+
 def probe_daemon(settings: Settings, *, since: float) -> Answer:
     """Read the heartbeats in the database; only those after *since* (Unix time) are of the present process."""
     import psycopg2

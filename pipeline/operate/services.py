@@ -39,7 +39,7 @@ Echo = Callable[[str], object]
 def up(
     settings: Settings, *, foreground: bool = False, echo: Echo = lambda _: None, module: str = DEFINITIONS
 ) -> list[ServiceStatus]:
-    """Start database, code server, daemon and webserver, and return when all are healthy.
+    """Start database, code server, daemon, webserver and exporter, and return when all are healthy.
 
     Running already, they are left as they are. In the *foreground* this process is their supervisor: it returns when
     interrupted or terminated, with everything but the database ended. *module* holds the Dagster definitions.
@@ -199,6 +199,7 @@ def _require_free_ports(settings: Settings) -> None:
     for port, use, variable in (
         (settings.ui_port, "the UI", "MILLRACE_UI_PORT"),
         (settings.code_server_port, "the code server", "MILLRACE_CODE_SERVER_PORT"),
+        (settings.metrics_port, "the exporter", "MILLRACE_METRICS_PORT"),
     ):
         holder = _listener(port)
         if holder:

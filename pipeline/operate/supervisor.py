@@ -1,4 +1,4 @@
-"""The parent of code server, daemon and webserver: starts them, watches them, starts them again, ends them.
+"""The parent of code server, daemon, webserver and exporter: starts them, watches them, starts them again, ends them.
 
 Runs as a process of its own (``python -m pipeline.operate.supervisor``) or in the foreground; `services` is how
 people reach it. It holds a file lock while it lives and keeps `record_file` true, and nothing else knows its state.
@@ -28,14 +28,22 @@ import psycopg2
 from pipeline.errors import MillraceError, ServiceError
 from pipeline.operate.database import embedded_url, with_database
 from pipeline.operate.instance import HOST, LOCATION, fail_runs, launched_runs
-from pipeline.operate.probes import Answer, probe_code_server, probe_daemon, probe_database, probe_webserver
+from pipeline.operate.probes import (
+    Answer,
+    probe_code_server,
+    probe_daemon,
+    probe_database,
+    probe_exporter,
+    probe_webserver,
+)
 from pipeline.operate.processes import end_processes, memory_bytes
 from pipeline.operate.retention import LOG_BYTES, rotate_log
 from pipeline.settings import GIB, Settings
 
 log = logging.getLogger(__name__)
 
-CODE_SERVER, DAEMON, WEBSERVER = SERVICES = ("code-server", "daemon", "webserver")
+CODE_SERVER, DAEMON, WEBSERVER, EXPORTER = SERVICES = ("code-server", "daemon", "webserver", "exporter")
+NOT_YET = ("stopped", "starting", "waiting")
 DATABASE = "database"
 SILENT_SECONDS = 180.0  # without an answer a service is started again
 RESTARTS, RESTART_WINDOW_SECONDS = 5, 600.0
@@ -131,7 +139,9 @@ class Supervisor:
         if child.process or child.status.state == "failed" or time.time() < child.start_at:
             return
         # The daemon reads the definitions once a minute: started too early it would be blind for one.
-        if child.name != CODE_SERVER and self.children[CODE_SERVER].status.state in ("stopped", "starting", "waiting"):
+        if child.name != CODE_SERVER and self.children[CODE_SERVER].status.state in NOT_YET:
+            return
+        if child.name == EXPORTER and self.children[WEBSERVER].status.state in NOT_YET:  # which it asks first
             return
         if child.name == CODE_SERVER:
             try:
@@ -151,6 +161,8 @@ class Supervisor:
                     **os.environ,
                     **self.connected.child_environment(),
                     "MILLRACE_SERVICE": child.name,
+                    "MILLRACE_UI_PORT": str(self.settings.ui_port),
+                    "MILLRACE_METRICS_PORT": str(self.settings.metrics_port),
                     "PYTHONUNBUFFERED": "1",
                     "no_grpc_proxy": HOST,
                 },
@@ -235,6 +247,8 @@ class Supervisor:
             return probe_code_server(HOST, self.settings.code_server_port)
         if child.name == WEBSERVER:
             return probe_webserver(HOST, self.settings.ui_port)
+        if child.name == EXPORTER:
+            return probe_exporter(HOST, self.settings.metrics_port)
         return probe_daemon(self.connected, since=child.started)
 
     def _write_record(self) -> None:
@@ -256,6 +270,7 @@ def commands(settings: Settings, module: str) -> dict[str, list[str]]:
         CODE_SERVER: [*code_server, "--location-name", LOCATION, "--use-python-environment-entry-point"],
         DAEMON: ["-m", "dagster._daemon", "run", "-w", workspace],
         WEBSERVER: ["-m", "dagster_webserver", "-h", HOST, "-p", ui_port, "-w", workspace],
+        EXPORTER: ["-m", "pipeline", "serve", "metrics", "--host", HOST],
     }
 
 

@@ -4,13 +4,19 @@ import itertools
 import json
 import random
 import statistics
+from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from pipeline.exporter import metrics
 from pipeline.exporter.baseline import LAG, USUAL, Baseline
+from pipeline.exporter.database import Database
+from pipeline.exporter.exporter import Exporter
 from pipeline.exporter.metrics import OTHER, Counter, Registry
+from pipeline.exporter.reference import page
+from pipeline.exporter.topics import build_topics
+from pipeline.settings import Settings
 
 
 def filled() -> Registry:
@@ -124,3 +130,23 @@ def test_a_very_regular_job_that_takes_a_third_longer_is_found_and_jitter_is_not
 
 def test_there_is_no_verdict_before_there_is_a_baseline():
     assert not any(firing([10.0] * 10 + [100.0] * (LAG + 5)))
+
+
+def test_the_page_of_metrics_is_what_the_exporter_declares():
+    committed = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
+
+    assert committed.read_text() == page(), "python -m pipeline.exporter.reference > docs/reference/metrics.md"
+
+
+def test_names_have_units_and_only_counters_end_in_total():
+    registry = Registry()
+    settings = Settings()
+    Exporter(registry, Database(settings), build_topics(registry, settings, lambda _: {}))
+
+    for metric in registry:
+        assert metric.name.startswith(("dagster_", "millrace_"))
+        assert metric.name.endswith("_total") is (metric.kind == "counter"), metric.name
+        assert metric.text.endswith("."), metric.name
+        assert not {"job", "instance", "namespace", "pod", "run_id", "partition", "step"} & set(metric.labels), (
+            metric.name
+        )

@@ -1,4 +1,4 @@
-"""The services for real: code server, daemon and webserver on free ports, over an embedded database of their own.
+"""The services for real: code server, daemon, webserver and exporter on free ports, over an embedded database of their own.
 
 The tests share one platform and run in the order of this file, as an operator's day does.
 """
@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,13 @@ def platform() -> Iterator[Settings]:
 
 
 def make_settings(state_dir: Path, **changes: Any) -> Settings:
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        ports = {"ui_port": one.getsockname()[1], "code_server_port": other.getsockname()[1]}
-    return Settings(state_dir=state_dir, **(ports | changes))
+    names = ("ui_port", "code_server_port", "metrics_port")
+    with ExitStack() as stack:
+        free = [stack.enter_context(socket.socket()) for _ in names]
+        for each in free:
+            each.bind(("127.0.0.1", 0))
+        ports = {name: each.getsockname()[1] for name, each in zip(names, free, strict=True)}
+    return Settings(state_dir=state_dir, metrics_interval_seconds=1, **(ports | changes))
 
 
 def graphql(settings: Settings, query: str, **variables: str) -> Any:
@@ -116,8 +118,9 @@ def test_all_services_are_healthy_once_up_returns(platform: Settings) -> None:
         ("code-server", "healthy"),
         ("daemon", "healthy"),
         ("webserver", "healthy"),
+        ("exporter", "healthy"),
     ]
-    assert all(service.memory_bytes > 50_000_000 for service in found[1:])
+    assert all(service.memory_bytes > 20_000_000 for service in found[1:])
 
 
 def test_a_run_launched_in_the_ui_goes_through_the_queue_and_succeeds(platform: Settings) -> None:
@@ -127,6 +130,24 @@ def test_a_run_launched_in_the_ui_goes_through_the_queue_and_succeeds(platform: 
 
     assert run_status(platform, run_id) == "SUCCESS"
     assert list((platform.log_path / "compute").rglob(f"{run_id}/**/*.err"))
+
+
+def test_the_exporter_counts_that_run_and_knows_what_else_there_is(platform: Settings) -> None:
+    def figures() -> dict[str, float]:
+        address = f"http://127.0.0.1:{platform.metrics_port}/metrics"
+        with urllib.request.urlopen(address, timeout=20) as response:
+            lines = response.read().decode().splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+    job = 'code_location="millrace",job_name="quick_job"'
+    found = wait_for(
+        figures, lambda found: found.get(f'dagster_runs_completed_total{{{job},status="success"}}') == 1, seconds=30
+    )
+    assert found[f'dagster_runs_completed_total{{{job},status="failure"}}'] == 0
+    assert found['dagster_code_location_loaded{code_location="millrace"}'] == 1
+    assert found[f"dagster_run_queue_wait_seconds_count{{{job}}}"] == 1
+    assert found[f"dagster_run_startup_seconds_count{{{job}}}"] == 1
+    assert found['dagster_daemon_last_heartbeat_timestamp_seconds{daemon_type="SCHEDULER",required="true"}'] > 0
 
 
 def test_a_second_up_changes_nothing_and_says_so(platform: Settings) -> None:
@@ -263,10 +284,11 @@ def test_in_the_foreground_sigterm_ends_everything(settings: Settings) -> None:
     mine = make_settings(settings.state_dir, database_url=settings.database_url)
     program = (
         "import sys; from pathlib import Path; from pipeline.settings import Settings; from pipeline.operate import services;"
-        "services.up(Settings(state_dir=Path(sys.argv[1]), ui_port=sys.argv[2], code_server_port=sys.argv[3]),"
+        "ports = dict(zip(('ui_port', 'code_server_port', 'metrics_port'), sys.argv[2:]));"
+        "services.up(Settings(state_dir=Path(sys.argv[1]), **ports),"
         f" foreground=True, echo=print, module='{MODULE}')"
     )
-    arguments = [str(mine.state_dir), str(mine.ui_port), str(mine.code_server_port)]
+    arguments = list(map(str, (mine.state_dir, mine.ui_port, mine.code_server_port, mine.metrics_port)))
     assert mine.database_url
     environment = os.environ | {"MILLRACE_DATABASE_URL": mine.database_url.get_secret_value()}
     with subprocess.Popen(

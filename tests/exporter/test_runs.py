@@ -1,7 +1,10 @@
 """Runs of a real Dagster, as a scrape shows them afterwards."""
 
+import time
+
 import dagster as dg
 import pytest
+from dagster._core.events import DagsterEvent, DagsterEventType, EngineEventData
 
 from tests.exporter.conftest import Watched
 
@@ -55,9 +58,7 @@ def test_assets_and_checks_are_counted_and_what_a_failed_run_did_not_make_has_fa
 
 
 def test_a_run_under_way_is_seen_with_its_age_until_it_ends(watched: Watched, instance: dg.DagsterInstance):
-    run = instance.create_run_for_job(dg.Definitions(jobs=[_job()]).get_job_def("nothing"))
-    instance.report_run_started = None  # type: ignore[attr-defined]
-    del instance.report_run_started  # type: ignore[attr-defined]
+    run = instance.create_run_for_job(_job())
     watched.poll()
     assert watched.value("dagster_runs_in_progress", job_name="nothing", status="not_started") == 1
     assert watched.value("dagster_run_oldest_status_timestamp_seconds", job_name="nothing", status="not_started")
@@ -66,6 +67,53 @@ def test_a_run_under_way_is_seen_with_its_age_until_it_ends(watched: Watched, in
     watched.poll()
     assert watched.value("dagster_runs_in_progress", job_name="nothing", status="not_started") == 0
     assert watched.value("dagster_runs_completed_total", job_name="nothing", status="canceled") == 1
+
+
+def sample(instance: dg.DagsterInstance, run: dg.DagsterRun, **figures: float) -> None:
+    """Report as the process of a run does."""
+    data = EngineEventData(metadata={"millrace/resources": dg.MetadataValue.json(figures)})
+    instance.report_engine_event("Resources in use.", run, data)
+
+
+def test_what_a_run_reports_of_its_memory_and_cpu_is_told_while_it_runs_and_summed_when_it_ends(
+    watched: Watched, instance: dg.DagsterInstance
+):
+    first, second = (instance.create_run_for_job(_job()) for _ in range(2))
+    sample(instance, first, working_set=100, limit=1000, peak=150, cpu_seconds=2)
+    sample(instance, second, working_set=850, limit=1000, peak=900, cpu_seconds=1)
+    watched.poll()
+    assert watched.value("dagster_run_memory_working_set_bytes", job_name="nothing") == 850  # of the hungriest
+    assert watched.value("dagster_run_memory_limit_bytes", job_name="nothing") == 1000
+
+    sample(instance, second, working_set=10, limit=1000, peak=950, cpu_seconds=4, oom_kills=1)
+    instance.report_run_canceled(second)
+    watched.poll()
+    assert watched.value("dagster_run_memory_working_set_bytes", job_name="nothing") == 100
+    assert watched.value("dagster_run_cpu_seconds_total", job_name="nothing") == 6
+    assert watched.value("dagster_run_oom_kills_total", job_name="nothing") == 1
+    assert watched.value("dagster_run_last_peak_memory_bytes", job_name="nothing") == 950
+    assert watched.value("dagster_run_peak_memory_ratio_bucket", job_name="nothing", le="0.9") == 0
+    assert watched.value("dagster_run_peak_memory_ratio_bucket", job_name="nothing", le="1.0") == 1
+
+
+def test_a_run_that_ran_out_of_memory_has_that_reason_whoever_noticed(watched: Watched, instance: dg.DagsterInstance):
+    by_launcher, by_worker, other = (instance.create_run_for_job(_job()) for _ in range(3))
+    for run in (by_worker, other):
+        instance.report_engine_event("Started.", run)
+        instance.handle_new_event(_started(run))
+    instance.report_engine_event("It ran out of memory: the kernel killed one of the run's child processes.", by_worker)
+    instance.report_run_failed(by_launcher, "Its container dagster ran out of memory.")
+    instance.report_run_failed(by_worker, "Steps failed.")
+    instance.report_run_failed(other, "Steps failed.")
+    watched.poll()
+
+    assert watched.value("dagster_run_failures_total", job_name="nothing", reason="out_of_memory") == 2
+    assert watched.value("dagster_run_failures_total", job_name="nothing") == 3
+
+
+def _started(run: dg.DagsterRun) -> dg.EventLogEntry:
+    event = DagsterEvent(DagsterEventType.PIPELINE_START.value, run.job_name, message="started")
+    return dg.EventLogEntry(None, 20, "", run.run_id, time.time(), job_name=run.job_name, dagster_event=event)
 
 
 def _job() -> dg.JobDefinition:

@@ -114,6 +114,8 @@ def test_what_is_gone_loses_its_series_and_what_does_not_load_keeps_them(watched
     at(watched, 2e12)
     assert watched.value("dagster_code_location_loaded", **HERE) == 0
     assert watched.value("dagster_runs_completed_total", **HERE, job_name="other", status="failure") == 0
+    assert watched.value("dagster_asset_materializations_total", **HERE, asset_key="made") == 0
+    assert watched.value("dagster_ticks_total", **HERE, name="on", status="failure") == 0
 
     entry["locationOrLoadError"] = loaded
     (repository,) = loaded["repositories"]

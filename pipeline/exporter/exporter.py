@@ -175,8 +175,12 @@ class Exporter:
     def _count(self, page: Page, now: float) -> None:
         batch = Batch(page.events, self._runs.of(self._database, {event.run_id for event in page.events}), now)
         assert self._tail
-        for topic in self.topics:  # from here on nothing asks the database: all of the page is counted, or none
-            topic.count(batch)
+        for topic in self.topics:  # from here on nothing asks the database: a page is counted once, and whole
+            try:
+                topic.count(batch)
+            except Exception:  # a line that nobody foresaw: the other topics, and the next page, are worth more
+                self.errors.add(topic.name)
+                log.exception("Counting events %d to %d for %s", page.events[0].id, page.events[-1].id, topic.name)
         self._tail.advance(page, now)
         self.events.add(by=len(page.events))
 
@@ -186,6 +190,10 @@ class Exporter:
         except ServiceError as error:
             self.errors.add(collector)
             log.warning("%s: %s", collector, error)
+            return False
+        except Exception:  # an answer of a shape that nobody foresaw: the other collectors are worth more
+            self.errors.add(collector)
+            log.exception("Collector %s", collector)
             return False
         self.succeeded.set(self._clock(), collector)
         return True

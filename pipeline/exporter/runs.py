@@ -1,6 +1,5 @@
 """Runs: how many, how they ended and why, how long they took, waited and started."""
 
-import json
 from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -206,9 +205,6 @@ def _is_out_of_memory(event: Event, life: Life) -> bool:
 
 def _reason(event: Event) -> str:
     """As Dagster tells it with the failure: ``RunFailureReason.STEP_FAILURE``."""
-    try:
-        found = event.data.get("failure_reason") or {}
-    except json.JSONDecodeError:
-        return "unknown"
+    found = event.data.get("failure_reason") or {}
     reason = str(found.get("__enum__", "")).rpartition(".")[2].lower()
     return reason if reason in REASONS else "unknown"

@@ -34,9 +34,12 @@ class Event:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What the event's type has of its own."""
-        event = json.loads(self.body or "{}").get("dagster_event") or {}
-        return event.get("event_specific_data") or {}
+        """What the event's type has of its own; nothing where the text is not what Dagster writes."""
+        try:
+            event = json.loads(self.body or "{}")
+            return dict(event["dagster_event"]["event_specific_data"])
+        except (ValueError, KeyError, TypeError):
+            return {}
 
 
 @dataclass

@@ -150,6 +150,33 @@ def test_the_role_reads_and_writes_only_its_own_row(watched: Watched):
         watched.database.rows("DELETE FROM runs")
 
 
+@pytest.mark.parametrize(
+    "body", ["", "no JSON", "[]", '{"dagster_event": null}', '{"dagster_event": {"event_specific_data": 7}}']
+)
+def test_a_line_that_dagster_would_not_write_is_counted_as_far_as_it_goes(
+    watched: Watched, event: Callable[..., None], body: str
+):
+    for kind in ("STEP_SUCCESS", "ASSET_CHECK_EVALUATION", "ASSET_MATERIALIZATION", "ENGINE_EVENT", "PIPELINE_FAILURE"):
+        event(kind, "odd", body=body)
+    event("PIPELINE_SUCCESS", "next")
+    watched.poll()
+
+    assert successes(watched) == 1
+    assert watched.value("dagster_run_failures_total", reason="unknown") == 1
+    assert watched.value("dagster_exporter_gaps_pending") == 0
+
+
+def test_an_answer_of_another_shape_stops_one_collector_and_no_other(watched: Watched, event: Callable[..., None]):
+    watched.workspace = {"workspaceOrError": {"locationEntries": [{"surprise": 1}]}, "instance": {"daemonHealth": {}}}
+    (workspace,) = (topic for topic in watched.exporter.topics if topic.name == "workspace")
+    workspace._asked_at = 0.0
+    event("PIPELINE_SUCCESS")
+
+    assert not watched.exporter.poll()
+    assert watched.value("dagster_exporter_poll_errors_total", collector="workspace") == 1
+    assert successes(watched) == 1
+
+
 def test_the_past_is_counted_on_request(settings: Settings, event: Callable[..., None]):
     for number in range(100):
         event("PIPELINE_SUCCESS", f"r{number}", at=1_700_000_000.0 + number)

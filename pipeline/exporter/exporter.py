@@ -86,18 +86,8 @@ class Exporter:
         Raises:
             ServiceError: if the database does not answer.
         """
-        saved = self._database.rows("SELECT state FROM millrace.exporter_state WHERE name = 'exporter'")
-        state = json.loads(saved[0][0]) if saved else {}
-        if state.get("format") == FORMAT:
-            self.registry.load(state["metrics"])
-            for topic in self.topics:
-                if topic.name in state["topics"]:
-                    topic.load(state["topics"][topic.name])
-            self._tail = Tail.load(state["tail"])
-        else:
-            self._tail = Tail.at_end(self._database) if since is None else Tail.since(self._database, since)
-            for topic in self.topics:
-                topic.adopt(self._database)
+        if self._tail is None:  # else an attempt before this one came so far, and goes on from there
+            self._tail = self._load(since)
         self._count_new()
         self._saved_at = self._clock()
         self.saved.set(self._saved_at)  # else a first save that never succeeds would not be told
@@ -165,6 +155,20 @@ class Exporter:
             return False
         self._locked_in = self._database.sessions
         return held
+
+    def _load(self, since: float | None) -> Tail:
+        saved = self._database.rows("SELECT state FROM millrace.exporter_state WHERE name = 'exporter'")
+        state = json.loads(saved[0][0]) if saved else {}
+        if state.get("format") != FORMAT:
+            tail = Tail.at_end(self._database) if since is None else Tail.since(self._database, since)
+            for topic in self.topics:
+                topic.adopt(self._database)
+            return tail
+        self.registry.load(state["metrics"])
+        for topic in self.topics:
+            if topic.name in state["topics"]:
+                topic.load(state["topics"][topic.name])
+        return Tail.load(state["tail"])
 
     def _count_new(self) -> None:
         assert self._tail

@@ -72,6 +72,31 @@ def test_after_a_kill_the_figures_are_those_of_the_log(watched: Watched, event: 
     assert successes(second.again().start()) == 9
 
 
+def test_a_start_that_is_cut_off_is_gone_on_with_and_counts_nothing_twice(
+    watched: Watched, event: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    watched.exporter.save()
+    monkeypatch.setattr(tail_module, "PAGE", 10)
+    for _ in range(30):
+        event("STEP_FAILURE")
+    second = watched.again()
+    read, pages = second.database.rows, 0
+
+    def rows(statement: str, *values: object) -> list[tuple[object, ...]]:
+        nonlocal pages
+        pages += "FROM event_logs WHERE id >" in statement
+        if pages == 3:
+            pages += 1
+            raise ServiceError("the database is away")
+        return read(statement, *values)
+
+    second.database.rows = rows  # type: ignore[method-assign]
+    with pytest.raises(ServiceError):
+        second.start()
+
+    assert second.start().value("dagster_steps_completed_total", status="failure") == 30
+
+
 def test_an_end_that_two_report_is_counted_once_even_over_a_restart(watched: Watched, event: Callable[..., None]):
     event("PIPELINE_FAILURE", "r")
     event("PIPELINE_FAILURE", "r")

@@ -8,9 +8,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
+from pipeline.cli import main
 from pipeline.exporter.database import Database
 from pipeline.exporter.exporter import Exporter
 from pipeline.exporter.metrics import Registry
@@ -107,3 +109,14 @@ def test_an_alert_says_how_bad_it_is_and_what_it_is_about(file: Path):
         assert rule["labels"]["severity"] in ("critical", "warning", "info", "none")
         assert "{{" not in rule["annotations"]["summary"]  # it groups
         assert rule["annotations"].keys() == {"summary", "description"}
+
+
+def test_every_command_of_a_runbook_is_one_of_ours():
+    text = "\n".join(path.read_text() for path in (DEPLOY / "runbooks").glob("*.md"))
+    used = set(re.findall(r"(?<![\w.-])millrace ((?:lake |sources )?[a-z-]+)", text))
+
+    known = set()
+    for name, command in main.commands.items():
+        known |= {f"{name} {below}" for below in command.commands} if isinstance(command, click.Group) else {name}
+    assert used
+    assert used <= known

@@ -42,18 +42,15 @@ class Backfills(Topic):
             "SELECT id, lower(status) FROM bulk_actions WHERE id > %s ORDER BY id LIMIT %s", self._cursor, MAX_OPEN
         )
         known = database.rows("SELECT id, lower(status) FROM bulk_actions WHERE id = ANY(%s)", list(self._open))
-        self._open = set()
+        self._open, counts = set(), dict.fromkeys(((status,) for status in IN_FLIGHT), 0.0)
         for number, status in (*known, *new):
             if status in IN_FLIGHT:
                 self._open.add(number)
+                counts[(status,)] += 1
             else:
                 self.completed.add(status)
         if new:
             self._cursor = new[-1][0]
-        counts = dict.fromkeys(((status,) for status in IN_FLIGHT), 0.0)
-        for number, status in (*known, *new):
-            if number in self._open:
-                counts[(status,)] += 1
         self.in_progress.replace(counts)
 
     def dump(self) -> Any:

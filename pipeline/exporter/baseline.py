@@ -1,10 +1,10 @@
 """How long something takes beside how long it usually takes: a smoothed level against the runs before.
 
 An EWMA of the logarithms of durations. What is usual ends `LAG` runs ago, so that a shift does not teach it, each value is cut
-so that one outlier cannot fire alone, and the spread has a floor, so that a very regular job does not fire on noise. Of the
-detectors tried on simulated jobs this one had two false alarms in a thousand runs and found a doubling always, after five
-runs. (Measured 2026-11-20; the cut is at the square of the ratio that counts as a shift, at least: at three spreads of a
-very regular job the level could never reach it.)
+so that one outlier cannot fire alone, and the spread has a floor, so that a very regular job does not fire on noise. The
+cut is at the square of the ratio that counts as a shift, at least: at three spreads of a very regular job the level could
+never reach it. On 300 simulated jobs (tests/exporter/test_metrics.py has them) it alarmed falsely in 1.9 of 1,000 runs, found
+half as long again in 97 % after five runs, and a doubling always, after three (2026-11-22).
 """
 
 import math

@@ -1,21 +1,22 @@
-"""The exporter's session: one connection as role ``exporter``, made anew once it is gone, every statement bounded."""
+"""The exporter's sessions: a connection that is made anew once it is gone, every statement bounded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ServiceError
-from pipeline.settings import Settings
+from pipeline.settings import Role, Settings
 
 if TYPE_CHECKING:
     import psycopg2.extensions
 
 STATEMENT_SECONDS = 5
+READERS: dict[str, Role] = {"dagster": "exporter", "lake": "lake_reader"}
 Row = tuple[Any, ...]
 
 
 class Database:
-    """Reads the database *name* of *settings*; writes where it is told to. For one thread."""
+    """Reads the database *name* of *settings* as the role that is there for it. For one thread."""
 
     def __init__(self, settings: Settings, name: str = "dagster") -> None:
         self._settings, self._name = settings, name
@@ -73,7 +74,7 @@ class Database:
             "connect_timeout": "10",
             "application_name": "millrace-exporter",
             "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c default_transaction_read_only=on -c timezone=UTC",
-            **self._settings.libpq(self._name, role="exporter"),
+            **self._settings.libpq(self._name, READERS[self._name]),
         }
         connection: psycopg2.extensions.connection = psycopg2.connect(**keywords)
         connection.autocommit = True

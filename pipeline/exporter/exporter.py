@@ -177,7 +177,7 @@ class Exporter:
             self._count(page, now)
 
     def _count(self, page: Page, now: float) -> None:
-        batch = Batch(page.events, self._runs.of(self._database, {event.run_id for event in page.events}), now)
+        batch = Batch(page.events, self._runs.of(self._database, {event.run_id for event in page.events}))
         assert self._tail
         for topic in self.topics:  # from here on nothing asks the database: a page is counted once, and whole
             try:

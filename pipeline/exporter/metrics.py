@@ -4,6 +4,7 @@ Every series of a metric is a tuple of label values. What a metric may hold is c
 series whose labels are all ``__other__``, and `dropped` counts it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ K = TypeVar("K", bound=tuple[str, ...])
 M = TypeVar("M", bound="Metric")
 
 
-class Metric:
+class Metric(ABC):
     """One metric. `is_saved`: its values are a sum over history and outlive a restart; the others are read anew."""
 
     kind = ""
@@ -46,8 +47,9 @@ class Metric:
         for key in [key for key in self.series if all(key[place] == value for place, value in places)]:
             del self.series[key]
 
+    @abstractmethod
     def family(self) -> Family:
-        raise NotImplementedError
+        """All series, for prometheus_client."""
 
     def _zero(self) -> Any:
         return 0.0

@@ -1,4 +1,4 @@
-"""Memory and CPU of run pods, as their sampler reports through the event log (`pipeline.launch.sampler`)."""
+"""Memory and CPU of runs, from engine events with the metadata `SAMPLE`. No process of ours reports them yet."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -15,12 +15,11 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """A run, as far as it never changes. *created_at* is epoch seconds."""
+    """A run, as far as it never changes."""
 
     job: str = UNKNOWN
     location: str = UNKNOWN
     trigger: str = "manual"
-    created_at: float | None = None
     is_retry: bool = False
 
     @property
@@ -48,16 +47,16 @@ class RunCache:
 
 def _read(database: Database, run_ids: list[str]) -> dict[str, RunFacts]:
     rows = database.rows(
-        """SELECT r.run_id, r.pipeline_name, extract(epoch FROM r.create_timestamp)::float8,
+        """SELECT r.run_id, r.pipeline_name,
                   coalesce(json_object_agg(t.key, t.value) FILTER (WHERE t.key IS NOT NULL), '{}')
            FROM runs r LEFT JOIN run_tags t ON t.run_id = r.run_id AND t.key = ANY(%s)
-           WHERE r.run_id = ANY(%s) GROUP BY 1, 2, 3""",
+           WHERE r.run_id = ANY(%s) GROUP BY 1, 2""",
         list(TAGS),
         run_ids,
     )
     return {
-        run_id: RunFacts(job, location_of(tags), trigger_of(tags), created, "dagster/retry_number" in tags)
-        for run_id, job, created, tags in rows
+        run_id: RunFacts(job, location_of(tags), trigger_of(tags), "dagster/retry_number" in tags)
+        for run_id, job, tags in rows
     }
 
 

@@ -30,10 +30,6 @@ class Service:
         self._beat = time.monotonic()
         self._server = _Server((host, port), _handler(self))
 
-    @property
-    def port(self) -> int:
-        return int(self._server.server_address[1])
-
     def run(self, *, since: float | None = None) -> None:
         """Serve until `stop` is set, then save and return."""
         threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()

@@ -15,7 +15,6 @@ class Batch:
 
     events: Sequence[Event]
     runs: dict[str, RunFacts]
-    now: float
 
 
 class Topic:

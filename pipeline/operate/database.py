@@ -21,7 +21,6 @@ from pipeline.settings import Settings
 if TYPE_CHECKING:
     import psycopg2.extensions
 
-READERS = {"dagster": ("exporter",), "lake": ("lake_reader", "exporter")}  # roles that may read all of it
 DATABASES = ("dagster", "lake")
 LOCK_SECONDS = 1
 PREPARE_SECONDS = 60
@@ -171,6 +170,7 @@ def prepare_roles(parts: dict[str, str]) -> None:
 def prepare_database(parts: dict[str, str], database: str, *, name: str | None = None) -> None:
     """Give *database* (``dagster`` or ``lake``; *name* where it is called otherwise) its settings and grants."""
     owner, name = owner_role(parts), name or database
+    reader = {"lake": "lake_reader", "dagster": "exporter"}[database]
     with _administrator(parts | {"dbname": name}) as execute:
         if not execute("SELECT 1 WHERE has_schema_privilege(%s, 'public', 'CREATE')", owner):
             execute("ALTER SCHEMA public OWNER TO {}", names=[owner])
@@ -181,15 +181,14 @@ def prepare_database(parts: dict[str, str], database: str, *, name: str | None =
             execute(DAGSTERS_TABLES_TO_PUBLIC)
         if execute("SELECT 1 WHERE has_database_privilege(%s, %s, 'CONNECT')", "public", name):
             execute("REVOKE ALL ON DATABASE {} FROM PUBLIC", names=[name])
-        for reader in READERS[database]:
-            execute("GRANT CONNECT ON DATABASE {} TO {}", names=[name, reader])
-            execute("GRANT USAGE ON SCHEMA public TO {}", names=[reader])
-            for kind in ("TABLES", "SEQUENCES"):
-                execute(f"GRANT SELECT ON ALL {kind} IN SCHEMA public TO {{}}", names=[reader])
-                execute(
-                    f"ALTER DEFAULT PRIVILEGES FOR ROLE {{}} IN SCHEMA public GRANT SELECT ON {kind} TO {{}}",
-                    names=[owner, reader],
-                )
+        execute("GRANT CONNECT ON DATABASE {} TO {}", names=[name, reader])
+        execute("GRANT USAGE ON SCHEMA public TO {}", names=[reader])
+        for kind in ("TABLES", "SEQUENCES"):
+            execute(f"GRANT SELECT ON ALL {kind} IN SCHEMA public TO {{}}", names=[reader])
+            execute(
+                f"ALTER DEFAULT PRIVILEGES FOR ROLE {{}} IN SCHEMA public GRANT SELECT ON {kind} TO {{}}",
+                names=[owner, reader],
+            )
 
 
 @contextmanager

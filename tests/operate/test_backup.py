@@ -176,7 +176,7 @@ def test_after_a_restore_runs_assets_and_rows_are_those_of_the_backup(installati
                                 ("lake", "lake_reader", "public.ducklake_snapshot")):  # fmt: skip
         granted = f"SELECT has_table_privilege('{role}', '{may}', 'SELECT'), has_database_privilege('{role}', '{database}', 'CONNECT')"
         assert query(installation, granted, database) == [(True, True)]
-    assert query(installation, "SELECT has_database_privilege('lake_reader', 'dagster', 'CONNECT')") == [(False,)]
+    assert query(installation, "SELECT has_database_privilege('exporter', 'lake', 'CONNECT')") == [(False,)]
     query(installation, "CREATE TABLE made_after(id INT)")
     assert query(installation, "SELECT has_table_privilege('exporter', 'made_after', 'SELECT')") == [(True,)]
     old_dagster, old_lake = done.before

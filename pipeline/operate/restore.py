@@ -77,7 +77,9 @@ def restore(
         programs = _programs(execute, manifest, name)
         for database in DATABASES:
             execute(f"DROP DATABASE IF EXISTS {database}{FRESH} WITH (FORCE)")
-        existing = {item for (item,) in execute("SELECT datname FROM pg_database WHERE datname = ANY(%s)", list(DATABASES))}
+        existing = {
+            item for (item,) in execute("SELECT datname FROM pg_database WHERE datname = ANY(%s)", list(DATABASES))
+        }
         there = [database for database in DATABASES if database in existing]
         _require_no_sessions(execute)
         if not replace:

@@ -248,6 +248,9 @@ def migrate() -> None:
     click.echo(f"The tables are {'now ' if changed else ''}those of {schema_version(settings)}.")
 
 
+THEIR_OPTIONS = {"ignore_unknown_options": True, "help_option_names": ["--help"]}  # -h is the host to them
+
+
 @main.group()
 def serve() -> None:
     """Run one service of a cluster, until it is told to stop."""
@@ -259,12 +262,39 @@ def daemon() -> None:
     from dagster._daemon.cli import run_command
 
     from pipeline.launch import reaper, retries, sessions
+    from pipeline.operate import service_memory
 
+    settings = _settings(database=False)
     retries.install()
     sessions.install()
     reaper.start()
-    workspace = _settings(database=False).dagster_home / "workspace.yaml"
+    service_memory.start(settings, "daemon")
+    workspace = settings.dagster_home / "workspace.yaml"
     run_command.main(["-w", str(workspace)], prog_name="dagster-daemon run")
+
+
+@serve.command("code-server", context_settings=THEIR_OPTIONS)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def code_server(arguments: tuple[str, ...]) -> None:
+    """Run a code location; ARGUMENTS are those of `dagster code-server start`."""
+    from dagster._cli.code_server import start_command
+
+    from pipeline.operate import service_memory
+
+    service_memory.start(_settings(database=False), "code-server")
+    start_command.main(list(arguments), prog_name="dagster code-server start")
+
+
+@serve.command(context_settings=THEIR_OPTIONS)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def webserver(arguments: tuple[str, ...]) -> None:
+    """Run Dagster's UI; ARGUMENTS are those of `dagster-webserver`."""
+    from dagster_webserver.cli import dagster_webserver
+
+    from pipeline.operate import service_memory
+
+    service_memory.start(_settings(database=False), "webserver")
+    dagster_webserver.main(list(arguments), prog_name="dagster-webserver")
 
 
 @serve.command()

@@ -9,6 +9,7 @@ from pipeline.ingest import assets as ingest_assets
 from pipeline.ingest import checks as ingest_checks
 from pipeline.ingest.spec import load_sources
 from pipeline.lake.resources import build_lake_resource
+from pipeline.launch.executor import in_process_executor
 from pipeline.operate.jobs import build_jobs, limited
 from pipeline.operate.schedules import build_schedules
 from pipeline.operate.sensors import build_sensors
@@ -36,7 +37,7 @@ def build(settings: Settings) -> dg.Definitions:
         schedules=build_schedules(project),
         sensors=build_sensors(jobs),
         resources={"lake": build_lake_resource(settings)},
-        executor=dg.in_process_executor,  # a run is the unit that is isolated and limited, not a step
+        executor=in_process_executor,  # a run is the unit that is isolated and limited, not a step
     )
 
 

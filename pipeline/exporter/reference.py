@@ -19,7 +19,7 @@ What `millrace serve metrics` serves on port 9464 (`/metrics`; OpenMetrics for w
 Sums begin at 0 for every job, asset and schedule that there is, before anything happens to it, and are kept over restarts;
 series of what is gone are removed. No label holds a run, a partition, a step or a text of an error. A metric has 20,000
 series at most; past them what is new is counted with `__other__` for its labels, and told by
-`dagster_exporter_series_dropped_total`. Those of the memory, CPU and disk of runs have no series yet: run pods do not report.
+`dagster_exporter_series_dropped_total`.
 
 | metric | kind | labels | meaning |
 |---|---|---|---|

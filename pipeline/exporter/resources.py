@@ -1,17 +1,20 @@
-"""Memory and CPU of runs, from engine events with the metadata `SAMPLE`. No process of ours reports them yet."""
+"""Memory, CPU and disk of runs, as their sampler tells them through the event log (`pipeline.launch.sampler`)."""
 
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.cgroup import SAMPLE
+from pipeline.exporter.database import Database
 from pipeline.exporter.metrics import Registry
 from pipeline.exporter.runs import ENDS as RUN_ENDS
 from pipeline.exporter.runs import JOB
+from pipeline.exporter.tail import Event
 from pipeline.exporter.topic import Batch, Topic
 
-SAMPLE = "millrace/resources"  # label of the metadata entry
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MAX_RUNS = 20_000
+SILENT_SECONDS = 900.0  # a run at work tells something every five minutes
 
 
 @dataclass
@@ -26,6 +29,19 @@ class Used:
     read_bytes: float = 0.0
     written_bytes: float = 0.0
     oom_kills: float = 0.0
+    told_at: float = 0.0
+
+
+def sample_of(event: Event) -> dict[str, Any] | None:
+    """What the event tells of its run's resources, if anything."""
+    if event.type != "ENGINE_EVENT" or SAMPLE not in (event.body or ""):
+        return None
+    for entry in event.data.get("metadata_entries") or ():
+        if entry["label"] == SAMPLE:
+            found = (entry.get("entry_data") or {}).get("data")
+            found = json.loads(found) if isinstance(found, str) else found
+            return found if isinstance(found, dict) else None
+    return None
 
 
 class Resources(Topic):
@@ -62,8 +78,8 @@ class Resources(Topic):
 
     def count(self, batch: Batch) -> None:
         for event in batch.events:
-            if event.type == "ENGINE_EVENT" and SAMPLE in (event.body or ""):
-                self._sample(event.run_id, batch.runs[event.run_id].labels, event.data)
+            if sample := sample_of(event):
+                self._sample(event, batch.runs[event.run_id].labels, sample)
             elif event.type in RUN_ENDS and event.run_id in self._used:
                 used, labels = self._used.pop(event.run_id), self._labels.pop(event.run_id)
                 if used.limit:
@@ -71,17 +87,16 @@ class Resources(Topic):
                 self.last_peak.set(used.peak, *labels)
         self._show()
 
-    def _sample(self, run_id: str, labels: tuple[str, str], data: dict[str, Any]) -> None:
-        entries = {
-            entry["label"]: (entry.get("entry_data") or {}).get("data") for entry in data.get("metadata_entries") or ()
-        }
-        found = entries.get(SAMPLE)
-        if isinstance(found, str):
-            found = json.loads(found)
-        if not isinstance(found, dict):
-            return
+    def poll(self, database: Database, now: float) -> None:
+        for run_id in [run_id for run_id, used in self._used.items() if now - used.told_at > SILENT_SECONDS]:
+            del self._used[run_id], self._labels[run_id]
+        self._show()
+
+    def _sample(self, event: Event, labels: tuple[str, str], sample: dict[str, Any]) -> None:
+        run_id = event.run_id
         before = self._used.get(run_id, Used())
-        used = Used(**{name: found.get(name) or getattr(before, name) for name in asdict(before)})
+        told = {name: sample.get(name) or getattr(before, name) for name in asdict(before)}
+        used = Used(**{**told, "told_at": event.at})
         for metric, name in ((self.cpu, "cpu_seconds"), (self.throttled, "throttled_seconds"), (self.read, "read_bytes"),
                              (self.written, "written_bytes"), (self.oom_kills, "oom_kills")):  # fmt: skip
             metric.start(*labels)

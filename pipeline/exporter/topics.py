@@ -13,10 +13,12 @@ from pipeline.exporter.metrics import Registry
 from pipeline.exporter.pools import Pools
 from pipeline.exporter.resources import Resources
 from pipeline.exporter.runs import Runs
+from pipeline.exporter.services import Services
 from pipeline.exporter.steps import Steps
 from pipeline.exporter.storage import Storage
 from pipeline.exporter.ticks import Ticks
 from pipeline.exporter.topic import Topic
+from pipeline.exporter.volumes import Volumes
 from pipeline.exporter.workspace import Ask, Workspace
 from pipeline.settings import Settings
 
@@ -32,5 +34,5 @@ def build_topics(registry: Registry, settings: Settings, ask: Ask) -> Sequence[T
     )  # fmt: skip
     return (
         runs, steps, assets, checks, ticks, daemons, Pools(registry), Backfills(registry), Resources(registry),
-        Storage(registry), LakeTables(registry, Database(settings, "lake")), workspace,
+        Volumes(registry), Services(registry), Storage(registry), LakeTables(registry, Database(settings, "lake")), workspace,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from pipeline.cgroup import read_memory
+from pipeline.cgroup import read_usage
 from pipeline.errors import MillraceError
 from pipeline.ingest.raw import LoadResult, columns_of
 from pipeline.ingest.spec import AirbyteSource, FileSource, FileStream, SourceFile, Stream, table_name
@@ -42,11 +42,11 @@ def retried_by_class() -> Iterator[None]:
 
     Nor one beside which the kernel killed a process for want of memory: that needs a run with more of it.
     """
-    kills = read_memory().kills
+    kills = read_usage().oom_kills
     try:
         yield
     except MillraceError as error:
-        if error.is_transient and read_memory().kills == kills:
+        if error.is_transient and read_usage().oom_kills == kills:
             raise
         raise dg.Failure(str(error), allow_retries=False) from error
 

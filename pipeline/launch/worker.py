@@ -24,37 +24,46 @@ from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import deserialize_value
 from dagster._utils import interrupts
 
-from pipeline.cgroup import Memory, read_memory
+from pipeline.cgroup import Usage, read_usage
 from pipeline.launch import sessions
 from pipeline.launch.pods import KILLED_AT_TAG, MORE_MEMORY
+from pipeline.launch.sampler import sampling
+from pipeline.settings import Settings
 
 LAST_WORDS = Path("/dev/termination-log")  # the kubelet shows its content as the message of a container that ended
 LAST_WORDS_SECONDS = 2.0
+STEP_ENDS = (DagsterEventType.STEP_SUCCESS, DagsterEventType.STEP_FAILURE)
 
 
-def execute(run_id: str, instance: DagsterInstance, *, exit_code_on_failure: bool) -> int:
+def execute(run_id: str, instance: DagsterInstance, settings: Settings, *, exit_code_on_failure: bool) -> int:
     """Execute the run in this process; returns the exit code of the pod."""
     run = instance.get_run_by_id(run_id)
-    if run and KILLED_AT_TAG in run.tags:  # inherited from the run that this one repeats, as is the permission
+    if run is None:
+        raise LookupError(f"Executing run {run_id}: the database has no such run. It was deleted after its launch.")
+    if KILLED_AT_TAG in run.tags:  # inherited from the run that this one repeats, as is the permission
         instance.add_run_tags(run_id, {RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "false"})
-    kills = read_memory().kills
+    kills, any_step_ended = read_usage().oom_kills, False
 
     def on_event(event: DagsterEvent) -> None:
         """Called between a step's failure and the run's: what is tagged now counts for the decision on a retry."""
-        nonlocal kills
-        if event.event_type == DagsterEventType.STEP_FAILURE and (memory := read_memory()).kills > kills:
-            kills = memory.kills  # a later failure of another step has its own reason
-            _report_out_of_memory(instance, run_id, memory)
+        nonlocal kills, any_step_ended
+        if event.event_type == DagsterEventType.STEP_FAILURE and (usage := read_usage()).oom_kills > kills:
+            kills = usage.oom_kills  # a later failure of another step has its own reason
+            _report_out_of_memory(instance, run_id, usage)
+        any_step_ended = any_step_ended or event.event_type in STEP_ENDS
+        if any_step_ended and event.event_type == DagsterEventType.ENGINE_EVENT and sampler:
+            sampler.tell()  # executors say that they have finished, and then the run ends
 
-    return _execute_run_command_body(run_id, instance, on_event, exit_code_on_failure)
+    with sampling(instance, run, settings) as sampler:
+        return _execute_run_command_body(run_id, instance, on_event, exit_code_on_failure)
 
 
-def _report_out_of_memory(instance: DagsterInstance, run_id: str, memory: Memory) -> None:
+def _report_out_of_memory(instance: DagsterInstance, run_id: str, usage: Usage) -> None:
     run = instance.get_run_by_id(run_id)
     assert run
-    message = f"It ran out of memory: the kernel killed one of the run's child processes; {memory}. {MORE_MEMORY}"
+    message = f"It ran out of memory: the kernel killed one of the run's child processes; {usage}. {MORE_MEMORY}"
     instance.report_engine_event(message, run)
-    limit = {KILLED_AT_TAG: str(memory.limit)} if memory.limit else {}
+    limit = {KILLED_AT_TAG: str(usage.limit)} if usage.limit else {}
     instance.add_run_tags(run_id, {RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "true", **limit})
 
 
@@ -62,7 +71,7 @@ def _keep_last_words() -> None:
     """Leave the peak where it can be read after this process was killed, which it will not hear of."""
     while True:
         with suppress(OSError):
-            LAST_WORDS.write_text(str(read_memory()))
+            LAST_WORDS.write_text(str(read_usage()))
         time.sleep(LAST_WORDS_SECONDS)
 
 
@@ -103,7 +112,8 @@ def main(arguments: str) -> int:
         with get_instance_for_cli(instance_ref=args.instance_ref) as instance:
             sessions.pool(instance)
             _end_when_told(instance, args.run_id)
-            return execute(args.run_id, instance, exit_code_on_failure=bool(args.set_exit_code_on_failure))
+            failing = bool(args.set_exit_code_on_failure)
+            return execute(args.run_id, instance, Settings.load(), exit_code_on_failure=failing)
 
 
 if __name__ == "__main__":

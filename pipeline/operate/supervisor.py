@@ -18,15 +18,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import psycopg2
 
+from pipeline.cgroup import Usage
 from pipeline.errors import MillraceError, ServiceError
-from pipeline.operate.database import embedded_url, with_database
+from pipeline.operate import service_memory
+from pipeline.operate.database import connect, embedded_url, with_database
 from pipeline.operate.instance import HOST, LOCATION, fail_runs, launched_runs
 from pipeline.operate.probes import (
     Answer,
@@ -102,6 +104,7 @@ class Supervisor:
         self.database = Child(DATABASE)
         self.children = {name: Child(name) for name in SERVICES}
         self._lost_runs: list[str] = []
+        self._memory_told_at = 0.0
         self._log_day: date | None = None
         self._rotate_logs()
 
@@ -200,7 +203,23 @@ class Supervisor:
         for child in self.children.values():
             if child.process:
                 self._watch_service(child)
+        if time.time() - self._memory_told_at >= service_memory.INTERVAL_SECONDS:
+            self._tell_memory()
         self._rotate_logs()
+
+    def _tell_memory(self) -> None:
+        if self.database.status.state != "healthy":
+            return
+        cap = int(self.settings.service_memory_gib * GIB)
+        try:
+            with closing(connect(self.connected)) as connection:
+                for child in self.children.values():
+                    if child.status.memory_bytes:
+                        usage = Usage(working_set=child.status.memory_bytes, limit=cap)
+                        service_memory.tell(connection, child.name, HOST, usage)
+        except psycopg2.Error as error:  # the database's own watch says what is wrong
+            log.info("Telling the memory of services: %s", error)
+        self._memory_told_at = time.time()
 
     def _rotate_logs(self) -> None:
         """By size, and by day, so that no line grows older than the files' retention."""

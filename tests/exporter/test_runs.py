@@ -1,11 +1,13 @@
 """Runs of a real Dagster, as a scrape shows them afterwards."""
 
 import time
+from typing import Any
 
 import dagster as dg
 import pytest
 from dagster._core.events import DagsterEvent, DagsterEventType, EngineEventData
 
+from pipeline.settings import Settings
 from tests.exporter.conftest import Watched
 
 JOB = {"code_location": "unknown", "job_name": "__ephemeral_asset_job__"}
@@ -69,7 +71,7 @@ def test_a_run_under_way_is_seen_with_its_age_until_it_ends(watched: Watched, in
     assert watched.value("dagster_runs_completed_total", job_name="nothing", status="canceled") == 1
 
 
-def sample(instance: dg.DagsterInstance, run: dg.DagsterRun, **figures: float) -> None:
+def sample(instance: dg.DagsterInstance, run: dg.DagsterRun, **figures: Any) -> None:
     """Report as the process of a run does."""
     data = EngineEventData(metadata={"millrace/resources": dg.MetadataValue.json(figures)})
     instance.report_engine_event("Resources in use.", run, data)
@@ -94,6 +96,31 @@ def test_what_a_run_reports_of_its_memory_and_cpu_is_told_while_it_runs_and_summ
     assert watched.value("dagster_run_last_peak_memory_bytes", job_name="nothing") == 950
     assert watched.value("dagster_run_peak_memory_ratio_bucket", job_name="nothing", le="0.9") == 0
     assert watched.value("dagster_run_peak_memory_ratio_bucket", job_name="nothing", le="1.0") == 1
+
+
+def test_a_run_of_which_nothing_is_heard_any_more_is_not_shown(settings: Settings, instance: dg.DagsterInstance):
+    now = [time.time()]
+    watched = Watched(settings, clock=lambda: now[0]).start()
+    run = instance.create_run_for_job(_job())
+    sample(instance, run, working_set=900, limit=1000, peak=900)
+    watched.poll()
+    assert watched.value("dagster_run_memory_working_set_bytes", job_name="nothing") == 900
+    now[0] += 1000
+    watched.poll()
+    assert watched.value("dagster_run_memory_working_set_bytes", job_name="nothing") is None
+
+
+def test_room_on_volumes_is_as_the_last_run_saw_it_and_stays_over_a_restart(
+    watched: Watched, instance: dg.DagsterInstance
+):
+    run = instance.create_run_for_job(_job())
+    sample(instance, run, working_set=1, volumes={"lake": [900, 1000], "scratch": [1, 2]})
+    sample(instance, run, working_set=1, volumes={"lake": [50, 1000]})
+    watched.poll()
+    assert watched.value("millrace_volume_free_bytes", volume="lake") == 50
+    assert watched.value("millrace_volume_size_bytes", volume="lake") == 1000
+    watched.exporter.save()
+    assert watched.again().start().value("millrace_volume_free_bytes", volume="scratch") == 1
 
 
 def test_a_run_that_ran_out_of_memory_has_that_reason_whoever_noticed(watched: Watched, instance: dg.DagsterInstance):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import dagster as dg
 import pytest
@@ -17,7 +18,10 @@ from dagster._core.scheduler.instigation import (
 from dagster._daemon.types import DaemonHeartbeat
 from dagster._utils.error import SerializableErrorInfo
 
+from pipeline.cgroup import Usage
 from pipeline.lake.connection import Lake
+from pipeline.operate.database import connect
+from pipeline.operate.service_memory import tell
 from pipeline.settings import Settings
 from tests.exporter.conftest import Watched
 
@@ -163,3 +167,29 @@ def test_thresholds_are_what_the_settings_say(settings: Settings):
     assert watched.value("millrace_threshold_failure_ratio") == 0.25
     assert watched.value("millrace_threshold_memory_ratio") == 0.5
     assert watched.value("millrace_threshold_slow_run_seconds") == 300
+
+
+def test_memory_of_services_is_that_of_the_copy_that_is_closest_to_its_limit_and_ends_with_it(
+    watched: Watched, settings: Settings, sql: Callable[..., None]
+):
+    with closing(connect(settings)) as connection:
+        tell(connection, "webserver", "pod-a", Usage(working_set=100, limit=1000))
+        tell(connection, "webserver", "pod-b", Usage(working_set=700, limit=1000))
+        tell(connection, "webserver", "pod-b", Usage(working_set=800, limit=1000))
+        tell(connection, "daemon", "pod-c", Usage(working_set=5, limit=None))
+    watched.poll()
+    assert watched.value("millrace_service_memory_working_set_bytes", service="webserver") == 800
+    assert watched.value("millrace_service_memory_limit_bytes", service="webserver") == 1000
+    assert watched.value("millrace_service_memory_working_set_bytes", service="daemon") == 5
+    assert watched.value("millrace_service_memory_limit_bytes", service="daemon") is None
+
+    sql("UPDATE millrace.service_memory SET told_at = now() - interval '5 minutes' WHERE service = 'webserver'")
+    watched.poll()
+    assert watched.value("millrace_service_memory_working_set_bytes", service="webserver") is None
+
+    sql("UPDATE millrace.service_memory SET told_at = now() - interval '2 hours' WHERE service = 'webserver'")
+    with closing(connect(settings)) as connection:
+        tell(connection, "daemon", "pod-c", Usage(working_set=5, limit=None))
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT instance FROM millrace.service_memory")
+            assert cursor.fetchall() == [("pod-c",)]

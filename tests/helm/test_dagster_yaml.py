@@ -184,7 +184,7 @@ def test_a_location_runs_in_its_own_image():
 
     assert server["image"] == "registry.example.test/shop:7"
     assert {"name": "DAGSTER_CURRENT_IMAGE", "value": server["image"]} in server["env"]
-    assert server["command"][:5] == ["dagster", "code-server", "start", "-m", "shop.definitions"]
+    assert server["command"][:5] == ["millrace", "serve", "code-server", "-m", "shop.definitions"]
 
 
 def test_a_digest_wins_over_the_tag():

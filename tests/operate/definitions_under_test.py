@@ -4,6 +4,8 @@ import time
 
 import dagster as dg
 
+from pipeline.launch.executor import in_process_executor
+
 
 @dg.asset
 def quick(context: dg.AssetExecutionContext) -> None:
@@ -18,5 +20,5 @@ def slow() -> None:
 defs = dg.Definitions(
     assets=[quick, slow],
     jobs=[dg.define_asset_job("quick_job", selection=["quick"]), dg.define_asset_job("slow_job", selection=["slow"])],
-    executor=dg.in_process_executor,
+    executor=in_process_executor,
 )

@@ -138,6 +138,7 @@ def test_dagsters_tables_are_not_among_ours(settings: Settings):
         "alembic_version",
         "backups",
         "exporter_state",
+        "service_memory",
     }
     assert ("runs",) in answer(settings, tables, "public")
 

@@ -25,7 +25,7 @@ import pytest
 from pipeline.errors import ServiceError
 from pipeline.operate import services
 from pipeline.operate.supervisor import ServiceStatus, Supervisor, log_file
-from pipeline.settings import Settings
+from pipeline.settings import GIB, Settings
 
 MODULE = "definitions_under_test"
 T = Any
@@ -142,13 +142,23 @@ def test_the_exporter_counts_that_run_and_knows_what_else_there_is(platform: Set
 
     job = 'code_location="millrace",job_name="quick_job"'
     found = wait_for(
-        figures, lambda found: found.get(f'dagster_runs_completed_total{{{job},status="success"}}') == 1, seconds=30
+        figures,
+        lambda found: (
+            found.get(f'dagster_runs_completed_total{{{job},status="success"}}') == 1
+            and 'millrace_service_memory_limit_bytes{service="exporter"}' in found
+        ),
+        seconds=60,
     )
     assert found[f'dagster_runs_completed_total{{{job},status="failure"}}'] == 0
     assert found['dagster_code_location_loaded{code_location="millrace"}'] == 1
     assert found[f"dagster_run_queue_wait_seconds_count{{{job}}}"] == 1
     assert found[f"dagster_run_startup_seconds_count{{{job}}}"] == 1
     assert found['dagster_daemon_last_heartbeat_timestamp_seconds{daemon_type="SCHEDULER",required="true"}'] > 0
+    assert found[f"dagster_run_last_peak_memory_bytes{{{job}}}"] > 50_000_000
+    assert found[f"dagster_run_cpu_seconds_total{{{job}}}"] > 0.1
+    for name in services.SERVICES:
+        assert found[f'millrace_service_memory_working_set_bytes{{service="{name}"}}'] > 20_000_000
+        assert found[f'millrace_service_memory_limit_bytes{{service="{name}"}}'] == platform.service_memory_gib * GIB
 
 
 def test_a_second_up_changes_nothing_and_says_so(platform: Settings) -> None:
@@ -284,7 +294,7 @@ def test_definitions_that_do_not_load_are_reported_by_up(settings: Settings) -> 
 def test_in_the_foreground_sigterm_ends_everything(settings: Settings) -> None:
     mine = make_settings(settings.state_dir, database_url=settings.database_url)
     program = (
-        "import sys; from pathlib import Path; from pipeline.settings import Settings; from pipeline.operate import services;"
+        "import sys; from pathlib import Path; from pipeline.settings import GIB, Settings; from pipeline.operate import services;"
         "ports = dict(zip(('ui_port', 'code_server_port', 'metrics_port'), sys.argv[2:]));"
         "services.up(Settings(state_dir=Path(sys.argv[1]), **ports),"
         f" foreground=True, echo=print, module='{MODULE}')"

@@ -179,6 +179,22 @@ def status() -> None:
 
 
 @main.command()
+@click.option("--hours", default=24.0, show_default=True, help="How far back to look.")
+@click.option("--json", "as_json", is_flag=True, help="Print the exporter's whole answer.")
+def monitor(hours: float, as_json: bool) -> None:
+    """Show services, runs and assets, as the exporter sees them; exit 1 if a service is down."""
+    from pipeline.operate.console import show_monitor
+    from pipeline.operate.monitor import ask_exporter
+
+    answer = ask_exporter(_settings(database=False), hours=hours)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        show_monitor(_console(), answer)
+    sys.exit(1 if any(service["state"] == "down" for service in answer["services"]) else 0)
+
+
+@main.command()
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def env(command: tuple[str, ...]) -> None:
     """Print the variables for plain dbt, dagster and psql, or run COMMAND with them.
@@ -308,17 +324,18 @@ def metrics(host: str, hours: float) -> None:
     from pipeline.exporter.database import Database
     from pipeline.exporter.exporter import Exporter
     from pipeline.exporter.metrics import Registry
+    from pipeline.exporter.monitor import Monitor
     from pipeline.exporter.service import Service, end_on_signals
     from pipeline.exporter.topics import build_topics
     from pipeline.exporter.workspace import ask_webserver
 
     settings, registry = _settings(), Registry()
     ask = ask_webserver(settings.webserver_url or f"http://127.0.0.1:{settings.ui_port}")
-    exporter = Exporter(
-        registry, Database(settings), build_topics(registry, settings, ask), version=version_of("millrace")
-    )
+    monitor = Monitor(registry, settings)  # the last topic, so that it sees what the others have just read
+    topics = [*build_topics(registry, settings, ask), monitor]
+    exporter = Exporter(registry, Database(settings), topics, version=version_of("millrace"))
     service = Service(
-        exporter, host=host, port=settings.metrics_port, interval_seconds=settings.metrics_interval_seconds
+        exporter, monitor, host=host, port=settings.metrics_port, interval_seconds=settings.metrics_interval_seconds
     )
     end_on_signals(service)
     service.run(since=time.time() - hours * 3600 if hours else None)

@@ -10,6 +10,7 @@ from pipeline.ingest import checks as ingest_checks
 from pipeline.ingest.spec import load_sources
 from pipeline.lake.resources import build_lake_resource
 from pipeline.launch.executor import in_process_executor
+from pipeline.operate import assets as operate_assets
 from pipeline.operate.jobs import build_jobs, limited
 from pipeline.operate.schedules import build_schedules
 from pipeline.operate.sensors import build_sensors
@@ -29,7 +30,11 @@ def build(settings: Settings) -> dg.Definitions:
     project = Project.load(settings.project_dir)
     jobs = build_jobs(settings, project.limits)
     sources = load_sources(settings.project_dir / "sources")
-    assets = [*ingest_assets.build_assets(sources, settings), *transform_assets.build_assets(settings)]
+    assets = [
+        *ingest_assets.build_assets(sources, settings),
+        *transform_assets.build_assets(settings),
+        *operate_assets.build_assets(settings),
+    ]
     return dg.Definitions(
         assets=limited(assets, project.limits),
         asset_checks=ingest_checks.build_checks(sources),

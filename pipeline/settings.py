@@ -43,6 +43,9 @@ class Schedules(BaseModel):
     daily_dbt_build: str = Field("0 2 * * *", description="Load every source, build every model, check both.")
     maintain_lake: str = Field("0 4 * * 0", description="Compact files, expire snapshots, remove orphans.")
     purge_history: str = Field("0 3 * * *", description="Remove logs and run history past the retention.")
+    monitor_health: str = Field(
+        "*/15 * * * *", description="Record the services' health as assets. Off until turned on."
+    )
 
 
 class Limit(BaseModel):
@@ -149,6 +152,10 @@ class Settings(BaseSettings):
     code_server_port: PositiveInt = Field(4000, description="Port of the code server.")
     metrics_port: PositiveInt = Field(9464, description="Port of the exporter.")
     metrics_interval_seconds: PositiveFloat = Field(15, description="How often the exporter reads what is new.")
+    monitor_interval_seconds: PositiveFloat = Field(
+        30, description="How often the monitor takes a sample; not oftener than the exporter reads."
+    )
+    monitor_retention_days: PositiveInt = Field(7, description="Days that the monitor's samples are kept.")
     webserver_url: str = Field(
         "", description="Where the exporter asks for jobs and schedules; empty: the UI's port here."
     )

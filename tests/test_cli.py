@@ -38,8 +38,8 @@ def millrace(environment: dict[str, str], *arguments: str, code: int = 0) -> sub
 
 
 def test_every_command_has_help() -> None:
-    groups = {"": ["backup", "backups", "check", "down", "env", "generate-data", "init", "lake", "migrate", "restore",
-                   "run", "serve", "sources", "sql", "status", "up", "verify", "version", "wait-database"]}  # fmt: skip
+    groups = {"": ["backup", "backups", "check", "down", "env", "generate-data", "init", "lake", "migrate", "monitor",
+                   "restore", "run", "serve", "sources", "sql", "status", "up", "verify", "version", "wait-database"]}  # fmt: skip
     groups["sources"] = ["check", "discover", "install", "list", "preview"]
     groups["lake"] = ["catalog", "maintain", "profile"]
     for group, commands in groups.items():
@@ -147,7 +147,7 @@ def test_check_accepts_a_new_project(shop: dict[str, str]) -> None:
     done = millrace(shop, "check")
 
     assert "2 models, 2 tests" in done.stdout
-    assert "4 assets" in done.stdout
+    assert "10 assets" in done.stdout
 
 
 def test_init_refuses_a_folder_that_holds_something(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def test_every_stream_and_model_is_an_asset_with_owner_group_and_kind(definition
     expected = {
         "raw/citibike/trips", "raw/tlc/yellow_taxi", "raw/tlc/green_taxi", "raw/tlc/fhv_taxi", "raw/tlc/zones",
         "raw/weather/hourly", "raw/open_meteo/hourly", "health/sources",
+        "health/database", "health/lake", "health/webserver", "health/daemon", "health/code_location", "health/exporter",
         "staging/stg_citibike__trips", "staging/stg_tlc__yellow_taxi", "staging/stg_tlc__green_taxi",
         "staging/stg_tlc__fhv_taxi", "staging/stg_weather__hourly",
         "marts/dim_date", "marts/dim_time", "marts/dim_weather", "marts/dim_location",
@@ -83,17 +84,31 @@ def test_the_backfill_policy_is_a_setting(tmp_path: Path, parsed: Path) -> None:
     assert asset.backfill_policy == dg.BackfillPolicy.multi_run(6)
 
 
-def test_schedules_are_on_in_utc(definitions: dg.Definitions) -> None:
+def test_schedules_are_on_in_utc_but_that_of_the_services_health(definitions: dg.Definitions) -> None:
     schedules = {item.name: item for item in definitions.schedules or []}
 
     assert {name: item.cron_schedule for name, item in schedules.items()} == {
         "daily_dbt_build": "0 2 * * *",
         "maintain_lake": "0 4 * * 0",
         "purge_history": "0 3 * * *",
+        "monitor_health": "*/15 * * * *",
     }
     for item in schedules.values():
         assert item.execution_timezone == "UTC"
-        assert item.default_status == dg.DefaultScheduleStatus.RUNNING
+    off = {name for name, item in schedules.items() if item.default_status == dg.DefaultScheduleStatus.STOPPED}
+    assert off == {"monitor_health"}
+
+
+def test_the_health_of_services_is_a_job_of_its_own_and_no_part_of_the_daily_build(definitions: dg.Definitions) -> None:
+    keys = {
+        name: {key.to_user_string() for key in definitions.resolve_job_def(name).asset_layer.selected_asset_keys}
+        for name in ("daily_dbt_build", "monitor_health")
+    }
+
+    services = {f"health/{name}" for name in ("database", "lake", "webserver", "daemon", "code_location", "exporter")}
+    assert keys["monitor_health"] == services
+    assert "health/sources" in keys["daily_dbt_build"]
+    assert not keys["daily_dbt_build"] & services
 
 
 def test_only_tables_that_others_replace_have_a_pool(definitions: dg.Definitions) -> None:

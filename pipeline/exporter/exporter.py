@@ -49,12 +49,15 @@ class Exporter:
         self.registry, self.topics = registry, topics
         self.pages = Pages()
         self.polled_at = 0.0  # when the last whole poll ended
+        self.problems: dict[str, str] = {}  # collector → what was wrong with its last poll
         self._database, self._clock = database, clock
         self._runs = RunCache()
         self._tail: Tail | None = None
         self._saved_at = 0.0
         self._locked_in = 0
         self._bodies = frozenset().union(*(topic.bodies_of for topic in topics))
+        for topic in topics:
+            topic.problems = self.problems
         own = "dagster_exporter_"
         registry.gauge(f"{own}build_info", "Always 1.", ["version"]).set(1, version)
         self.poll_seconds = registry.gauge(f"{own}poll_duration_seconds", "How long the last poll took.")
@@ -193,12 +196,15 @@ class Exporter:
             work()
         except ServiceError as error:
             self.errors.add(collector)
+            self.problems[collector] = str(error)
             log.warning("%s: %s", collector, error)
             return False
-        except Exception:  # an answer of a shape that nobody foresaw: the other collectors are worth more
+        except Exception as error:  # an answer of a shape that nobody foresaw: the other collectors are worth more
             self.errors.add(collector)
+            self.problems[collector] = f"{type(error).__name__}, see the exporter's log"
             log.exception("Collector %s", collector)
             return False
+        self.problems.pop(collector, None)
         self.succeeded.set(self._clock(), collector)
         return True
 

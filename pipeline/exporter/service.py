@@ -1,8 +1,10 @@
 """``millrace serve metrics``: the exporter behind HTTP, from memory alone.
 
-``/metrics`` (OpenMetrics for who asks for it), ``/healthz`` (the loop is alive), ``/readyz`` (the figures are fresh).
+``/metrics`` (OpenMetrics for who asks for it), ``/monitor?hours=24`` (JSON), ``/healthz`` (the loop is alive), ``/readyz`` (the
+figures are fresh).
 """
 
+import json
 import logging
 import signal
 import threading
@@ -12,20 +14,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS
 
-from pipeline.errors import ServiceError
+from pipeline.errors import ConfigError, ServiceError
 from pipeline.exporter.exporter import Exporter
+from pipeline.exporter.monitor import Monitor
 
 log = logging.getLogger(__name__)
 
 ALIVE_SECONDS = 120.0  # a poll whose every statement takes as long as it may is longer than an interval
 REQUEST_SECONDS = 10.0
+NOTHING_YET = "Nothing is counted yet: the database does not answer, or another exporter is at work."
 
 
 class Service:
     """Serves *exporter* while a thread polls. Before its turn it is alive and not ready."""
 
-    def __init__(self, exporter: Exporter, *, host: str, port: int, interval_seconds: float) -> None:
-        self._exporter, self._interval = exporter, interval_seconds
+    def __init__(self, exporter: Exporter, monitor: Monitor, *, host: str, port: int, interval_seconds: float) -> None:
+        self._exporter, self._monitor, self._interval = exporter, monitor, interval_seconds
         self.stop = threading.Event()
         self._beat = time.monotonic()
         self._server = _Server((host, port), _handler(self))
@@ -39,9 +43,11 @@ class Service:
             self._server.shutdown()
             self._server.server_close()
 
-    def answer(self, path: str, accept: str) -> tuple[int, str, bytes]:
+    def answer(self, path: str, query: str, accept: str) -> tuple[int, str, bytes]:
         """Status, content type and body of one request."""
         pages = self._exporter.pages
+        if path == "/monitor":
+            return self._monitored(query)
         if path == "/metrics" and pages.text:
             if "application/openmetrics-text" in accept:
                 return 200, OPENMETRICS, pages.openmetrics
@@ -51,12 +57,19 @@ class Service:
             return _told(200 if idle < ALIVE_SECONDS else 503, f"The last poll began {idle:.0f} s ago.")
         if path in ("/readyz", "/metrics"):
             if not pages.text:
-                return _told(
-                    503, "Nothing is counted yet: the database does not answer, or another exporter is at work."
-                )
+                return _told(503, NOTHING_YET)
             age = time.time() - self._exporter.polled_at
             return _told(200 if age < 3 * self._interval else 503, f"The last whole poll ended {age:.0f} s ago.")
-        return _told(404, "There are /metrics, /healthz and /readyz.")
+        return _told(404, "There are /metrics, /monitor, /healthz and /readyz.")
+
+    def _monitored(self, query: str) -> tuple[int, str, bytes]:
+        try:
+            document = self._monitor.answer(query)
+        except ConfigError as error:
+            return _told(400, str(error))
+        if document is None:
+            return _told(503, NOTHING_YET)
+        return 200, "application/json", json.dumps(document).encode()
 
     def _work(self, since: float | None) -> None:
         beating = threading.Thread(target=self._beat_while_waiting, daemon=True)
@@ -96,7 +109,8 @@ def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            status, kind, body = service.answer(self.path.partition("?")[0], self.headers.get("Accept", ""))
+            path, _, query = self.path.partition("?")
+            status, kind, body = service.answer(path, query, self.headers.get("Accept", ""))
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))

@@ -1,6 +1,6 @@
 """What a topic of the exporter is: some metrics, and how they come about from events and tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ class Topic:
 
     name = ""
     bodies_of: frozenset[str] = frozenset()  # event types whose whole text `count` reads
+    problems: Mapping[str, str] = {}  # the exporter's, of all its collectors: what was wrong with the last poll of each
 
     def count(self, batch: Batch) -> None:
         """Count events, each of which comes once. It asks nothing and must not fail."""

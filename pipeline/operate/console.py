@@ -1,4 +1,4 @@
-"""What `millrace run` shows: progress while it works, a summary at the end."""
+"""What `millrace run` shows while it works and at its end, and what `millrace monitor` does."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -116,3 +116,91 @@ def show_summary(console: "Console", summary: "Summary") -> None:
     skipped = [name for name, item in summary.assets.items() if item.status == "skipped"]
     if skipped:
         console.print(f"skipped, because what they are built of failed: {', '.join(skipped)}")
+
+
+def show_monitor(console: "Console", document: dict[str, Any]) -> None:
+    """The exporter's document: how old it is, services, runs by job, assets and checks that want attention."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not console.is_terminal:
+        console.width = 160
+    window, collected = document["window"], document["collected"]
+    console.print(
+        f"Collected {collected['age_seconds']:.0f} s ago; events read {collected['counted_age_seconds']:.0f} s ago."
+    )
+    styles = {"up": "green", "degraded": "yellow", "down": "bold red"}
+    table = Table("service", "state", "since", "reason")
+    for item in document["services"]:
+        name = f"{item['service']} {item['name']}".strip()
+        table.add_row(Text(name), Text(item["state"], style=styles[item["state"]]), item["since"], Text(item["reason"]))
+    console.print(table)
+
+    runs, queue, waiting = document["runs"], document["queue"], document["runs"]["in_progress"]
+    if window["hours"] is None:
+        console.print(
+            Text(f"Nothing is known of the last {window['asked_hours']:g} hours: {window['problem']}", style="yellow")
+        )
+    else:
+        console.print(
+            f"{window['hours']:,.1f} hours to {window['to']}: {_count(runs['completed'], 'run')} ended, {runs['failure']:,.0f} of them "
+            f"failed ({_percent(runs['failure_rate'])})"
+        )
+    under_way = ", ".join(f"{count:,.0f} {status}" for status, count in waiting.items() if count)
+    limit = f" of {queue['limit']:.0f} at once" if queue["limit"] else ""
+    console.print(f"under way: {under_way or 'nothing'}{limit}")
+    if runs["jobs"]:
+        table = Table("job")
+        for name in ("runs", "failed", "p50", "p95", "memory"):
+            table.add_column(name, justify="right")
+        memory = {
+            (each["code_location"], each["job_name"]): each["peak_memory_ratio"]
+            for each in document["resources"]["jobs"]
+        }
+        for job in runs["jobs"]:
+            style = "red" if job["failure"] else ""
+            table.add_row(
+                Text(job["job_name"]),
+                f"{job['completed']:,.0f}",
+                Text(f"{job['failure']:,.0f}", style=style),
+                _seconds(job["p50_seconds"]),
+                _seconds(job["p95_seconds"]),
+                _percent(memory.get((job["code_location"], job["job_name"]))),
+            )
+        console.print(table)
+        if (more := runs["jobs_count"] - len(runs["jobs"])) > 0:
+            console.print(f"… and {_count(more, 'job')} more with runs: --json")
+
+    assets, checks = document["assets"], document["checks"]
+    if assets["materializations"] is not None:
+        console.print(
+            f"assets: {assets['materializations']:,.0f} times made, {assets['failures']:,.0f} times failed, {assets['late_count']} late; "
+            f"checks: {checks['passed']:,.0f} passed, {checks['failed']:,.0f} failed, {checks['failing_count']} failing now"
+        )
+    for late in assets["late"][:LISTED]:
+        age, limit = late["last_success_age_seconds"] / 3600, late["max_age_seconds"] / 3600
+        console.print(
+            Text(f"  late: {late['asset_key']}, made {age:,.1f} hours ago, may be {limit:,.1f}", style="yellow")
+        )
+    for asset in assets["assets"][:LISTED]:
+        if asset["failures"]:
+            console.print(Text(f"  failed: {asset['asset_key']}, {_count(asset['failures'], 'time')}", style="red"))
+    for check in checks["failing"][:LISTED]:
+        style = "red" if check["severity"] == "error" else "yellow"
+        console.print(
+            Text(f"  {check['severity']}: {check['check']} of {check['asset_key']} since {check['at']}", style=style)
+        )
+    if document["alerts"]:
+        console.print(Text(f"{_count(len(document['alerts']), 'alert')}: `millrace alerts list`", style="red"))
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:,.0f} {noun}{'' if number == 1 else 's'}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds:,.1f} s"

@@ -9,31 +9,38 @@ import dagster as dg
 
 from pipeline.errors import ConfigError
 from pipeline.lake.connection import Lake
+from pipeline.operate.assets import HEALTH_KEYS
 from pipeline.settings import Limit, Settings
 
-DAILY, MAINTAIN, PURGE = "daily_dbt_build", "maintain_lake", "purge_history"
+DAILY, MAINTAIN, PURGE, HEALTH = JOBS = ("daily_dbt_build", "maintain_lake", "purge_history", "monitor_health")
+SERVICES = dg.AssetSelection.assets(*HEALTH_KEYS.values())
+DATA = dg.AssetSelection.all() - SERVICES
 
 
 def build_jobs(settings: Settings, limits: Sequence[Limit] = ()) -> list[Any]:
-    """The daily build, and the upkeep of the lake and of the run history; *limits* of a job are tags of its runs.
+    """The daily build, the upkeep of the lake and of the run history, the services' health; *limits* are tags of a job's runs.
 
     Raises:
         ConfigError: if a limit names a job that is none of these.
     """
     tags = {limit.job: limit.tags for limit in limits if limit.job}
-    if unknown := sorted(tags.keys() - {DAILY, MAINTAIN, PURGE}):
-        raise ConfigError(
-            f"millrace.yaml: limits: there is no job {unknown[0]}; there are {DAILY}, {MAINTAIN}, {PURGE}."
-        )
+    if unknown := sorted(tags.keys() - set(JOBS)):
+        raise ConfigError(f"millrace.yaml: limits: there is no job {unknown[0]}; there are {', '.join(JOBS)}.")
     return [
         dg.define_asset_job(
             DAILY,
-            selection=dg.AssetSelection.all(),
+            selection=DATA,
             description="Load every source, build every model, check both.",
             tags=tags.get(DAILY),
         ),
         _maintain_job(settings, tags.get(MAINTAIN)),
         _purge_job(settings, tags.get(PURGE)),
+        dg.define_asset_job(
+            HEALTH,
+            selection=SERVICES,
+            description="Record how each service is, as the monitor saw it last.",
+            tags=tags.get(HEALTH),
+        ),
     ]
 
 

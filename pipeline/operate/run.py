@@ -125,12 +125,14 @@ def run(
 def _selected(select: str, graph: Any) -> "set[dg.AssetKey]":
     import dagster as dg
 
+    from pipeline.operate.jobs import DATA
+
     expression = select
     if not re.search(r"[:()]", select):
         parts = [re.fullmatch(r"(\+?)(.+?)(\+?)", part.strip()) for part in select.split(",")]
         expression = " or ".join(f'{part[1]}key:"{part[2]}"{part[3]}' for part in parts if part)
     try:
-        selection = dg.AssetSelection.all() if select == "*" else dg.AssetSelection.from_string(expression)
+        selection = DATA if select == "*" else dg.AssetSelection.from_string(expression)
         found = set(selection.resolve(graph))
     except Exception as error:  # the parser's own tree
         raise ConfigError(f"--select {select!r}: {error}") from error

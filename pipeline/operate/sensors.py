@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from pipeline.operate.jobs import DAILY
+from pipeline.operate.jobs import DAILY, DATA
 from pipeline.operate.recovery import blocked, step_of, unchecked, unhindered
 
 
@@ -32,7 +32,7 @@ def build_sensors(jobs: list[Any]) -> list[dg.SensorDefinition]:
             entry.get_dagster_event().asset_check_evaluation_data
             for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
         ]
-        planned = run.asset_selection or graph.executable_asset_keys
+        planned = run.asset_selection or DATA.resolve(graph) & set(graph.executable_asset_keys)
         built = [key for key in planned if status.get(step_of(graph, key)) == "SUCCESS"]
         rest = unhindered(
             graph,

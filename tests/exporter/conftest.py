@@ -11,6 +11,7 @@ import pytest
 from pipeline.exporter.database import Database
 from pipeline.exporter.exporter import Exporter
 from pipeline.exporter.metrics import Registry
+from pipeline.exporter.monitor import Monitor
 from pipeline.exporter.topics import build_topics
 from pipeline.operate.database import connect
 from pipeline.operate.instance import ensure_instance, open_instance
@@ -33,7 +34,8 @@ class Watched:
         self.workspace: dict[str, Any] = NOTHING
         self.database = Database(settings)
         self.registry = Registry()
-        topics = build_topics(self.registry, settings, lambda _: self.workspace)
+        self.monitor = Monitor(self.registry, settings)
+        topics = [*build_topics(self.registry, settings, lambda _: self.workspace), self.monitor]
         options = {"clock": clock} if clock else {}
         self.exporter = Exporter(self.registry, self.database, topics, version="test", **options)
 

@@ -139,6 +139,7 @@ def test_dagsters_tables_are_not_among_ours(settings: Settings):
         "backups",
         "exporter_state",
         "service_memory",
+        "monitor_samples",
     }
     assert ("runs",) in answer(settings, tables, "public")
 

@@ -77,6 +77,8 @@ def test_a_server_that_cannot_be_reached_is_waited_for_and_named(namespace: str)
         "username": "u",
         "password": "secret-of-mine",
         "url": "postgresql://u:secret-of-mine@nowhere:5432/dagster",
+        "exporter-password": "secret-of-mine",
+        "lake-reader-password": "secret-of-mine",
     }
     kubectl(
         "-n",

@@ -56,8 +56,8 @@ def database_secret(password: str) -> None:
     """Where the database is, in both namespaces of the release."""
     url = f"postgresql://owner:{quote(password, safe='')}@{HOST}:5432/postgres"
     for namespace in (NAME, RUNS):
-        reader = {"lake-reader-password": "a-reader's password"}
-        secret(namespace, "database", host=HOST, port="5432", username="owner", password=password, url=url, **reader)
+        roles = {"lake-reader-password": "a-reader's password", "exporter-password": 'the-exporter\'s "password"'}
+        secret(namespace, "database", host=HOST, port="5432", username="owner", password=password, url=url, **roles)
 
 
 @pytest.fixture

@@ -109,6 +109,8 @@ def test_no_variable_or_argument_is_a_literal_secret(rendered: Rendered):
     suspicious = ("PASSWORD", "SECRET", "TOKEN", "KEY", "DATABASE_URL")
     for name, container in rendered.containers():
         for variable in container.get("env", ()):
+            if variable == {"name": "MILLRACE_DATABASE_URL", "value": "host=$(DATABASE_HOST) port=$(DATABASE_PORT)"}:
+                continue  # the exporter's, whose roles have their own passwords
             if any(part in variable["name"] for part in suspicious):
                 assert "value" not in variable, f"{name}: {variable['name']}"
                 assert "secretKeyRef" in variable["valueFrom"], f"{name}: {variable['name']}"
@@ -119,12 +121,12 @@ def test_no_variable_or_argument_is_a_literal_secret(rendered: Rendered):
 
 
 def test_an_existing_secret_leaves_none_to_make(rendered: Rendered):
-    names = {item["metadata"]["name"] for item in rendered.of_kind("Secret")}
+    names = {item["metadata"]["name"] for item in rendered.of_kind("Secret")} - {"millrace-alertmanager"}
     used = {
         variable["valueFrom"]["secretKeyRef"]["name"]
         for _, container in rendered.containers()
         for variable in container.get("env", ())
-        if variable["name"] in ("MILLRACE_DATABASE_URL", "DAGSTER_PG_PASSWORD", "POSTGRES_PASSWORD")
+        if variable["name"] in ("DATABASE_HOST", "DAGSTER_PG_PASSWORD", "POSTGRES_PASSWORD")
     }
 
     assert len(used) == 1
@@ -155,12 +157,13 @@ def test_servers_are_probed_where_they_answer():
 def test_a_rollout_never_lacks_a_server_and_never_doubles_the_daemon(rendered: Rendered):
     for deployment in rendered.of_kind("Deployment"):
         spec, pod = deployment["spec"], deployment["spec"]["template"]["spec"]
-        if deployment["metadata"]["name"] == "millrace-daemon":
+        name = deployment["metadata"]["name"].removeprefix("millrace-")
+        if name in ("daemon", "exporter", "prometheus", "alertmanager"):
             assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
         else:
             assert spec["strategy"] == {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
             assert pod["containers"][0]["lifecycle"]["preStop"] == {"sleep": {"seconds": 5}}
-        if deployment["metadata"]["name"] != "millrace-pgbouncer":
+        if name == "daemon" or name.startswith(("code", "webserver")):
             assert pod["terminationGracePeriodSeconds"] >= 70  # a code server drains for 60 s
 
 
@@ -204,25 +207,22 @@ def test_placement_and_pull_secrets_reach_every_pod():
 
 
 def test_extras_reach_every_millrace_container():
-    for name, container in render("everything").containers():
-        if not name.startswith("StatefulSet/"):
-            variables = {variable["name"] for variable in container["env"]}
-            assert {"MILLRACE_PARTITIONS_PER_RUN", "SHOP_TOKEN"} <= variables, name
-            assert {"configMapRef": {"name": "site-environment"}} in container["envFrom"], name
-            mount = {"name": "project", "mountPath": "/srv/project", "readOnly": True}
-            assert (mount in container["volumeMounts"]) is not name.startswith("Job/millrace-migration"), name
+    for name, container in render("everything").containers_of_ours():
+        variables = {variable["name"] for variable in container["env"]}
+        assert {"MILLRACE_PARTITIONS_PER_RUN", "SHOP_TOKEN"} <= variables, name
+        assert {"configMapRef": {"name": "site-environment"}} in container["envFrom"], name
+        mount = {"name": "project", "mountPath": "/srv/project", "readOnly": True}
+        assert (mount in container["volumeMounts"]) is not name.startswith("Job/millrace-migration"), name
 
 
 def test_every_millrace_container_has_the_environment_and_folders_of_the_image(rendered: Rendered):
-    for name, container in rendered.containers():
-        if not name.startswith(("StatefulSet/", "Deployment/millrace-pgbouncer")):
-            variables = {variable["name"] for variable in container["env"]}
-            paths = {mount["mountPath"] for mount in container["volumeMounts"]}
-            assert variables >= {
-                "MILLRACE_DATABASE_URL",
-                *(f"DAGSTER_PG_{part}" for part in ("HOST", "PORT", "USERNAME", "PASSWORD")),
-            }, name
-            assert paths >= {"/tmp", "/var/lib/millrace", "/opt/millrace/dagster"}, name  # noqa: S108
+    for name, container in rendered.containers_of_ours():
+        variables = {variable["name"] for variable in container["env"]}
+        paths = {mount["mountPath"] for mount in container["volumeMounts"]}
+        of_dagster = {f"DAGSTER_PG_{part}" for part in ("HOST", "PORT", "USERNAME", "PASSWORD")}
+        assert "MILLRACE_DATABASE_URL" in variables, name
+        assert variables & of_dagster == (set() if container["name"] == "exporter" else of_dagster), name
+        assert paths >= {"/tmp", "/var/lib/millrace", "/opt/millrace/dagster"}, name  # noqa: S108
     for config in rendered.of_kind("ConfigMap"):
         if config["metadata"]["name"] == "millrace-environment":
             assert config["data"]["MILLRACE_STATE_DIR"] == "/var/lib/millrace"
@@ -242,7 +242,7 @@ def test_who_works_on_the_lake_finds_it(scenario: str, data: str):
         for name, pod in rendered.pods().items()
         if {"name": "lake", "persistentVolumeClaim": {"claimName": "millrace-lake"}} in pod["spec"]["volumes"]
     }
-    keys = [container["env"] for name, container in rendered.containers() if "postgresql" not in name]
+    keys = [each["env"] for _, each in rendered.containers_of_ours() if each["name"] != "exporter"]
 
     assert rendered.named("ConfigMap", "millrace-environment")["data"]["MILLRACE_LAKE_DATA"] == data
     if data.startswith("/"):
@@ -258,8 +258,8 @@ def test_the_pooler_serves_dagster_and_not_the_migration():
     rendered = render("pooled")
     hosts = {
         name: next(v for v in container["env"] if v["name"] == "DAGSTER_PG_HOST").get("value", "secret")
-        for name, container in rendered.containers()
-        if "postgresql" not in name and "pgbouncer" not in name
+        for name, container in rendered.containers_of_ours()
+        if container["name"] != "exporter"  # to the server too, see below
     }
 
     assert {name.split("/")[1] for name, host in hosts.items() if host == "secret"} == {"millrace-migration-1"}
@@ -271,6 +271,7 @@ def test_network_flows_are_exactly_these():
     rendered = render(
         "pooled",
         "webserver.readOnly.enabled=true,ingress.enabled=true,ingress.host=h.test,ingress.unauthenticated=true",
+        "monitoring.mode=plain,monitoring.bundled.enabled=true",
     )
     pool = "pgbouncer:6432"
 
@@ -280,7 +281,10 @@ def test_network_flows_are_exactly_these():
         "default-deny": ([], []),
         "code": (["daemon:4000", "webserver-read-only:4000", "webserver:4000"], [DNS, pool, DATABASE, "public:443,80"]),
         "daemon": ([], ["any:443,6443", "code:4000", DNS, pool, DATABASE]),
-        "webserver": (["ingress-nginx:3001", "test:3001"], ["any:443,6443", "code:4000", DNS, pool, DATABASE]),
+        "webserver": (
+            ["exporter:3001", "ingress-nginx:3001", "test:3001"],
+            ["any:443,6443", "code:4000", DNS, pool, DATABASE],
+        ),
         "webserver-read-only": (["test:3001"], ["code:4000", DNS, pool, DATABASE]),
         "run-worker": ([], [DNS, pool, DATABASE, "public:443,80"]),
         "migration-1": ([], [DNS, pool, DATABASE]),
@@ -288,6 +292,12 @@ def test_network_flows_are_exactly_these():
         "pgbouncer": (["release:6432"], [DNS, pool, DATABASE]),
         "postgresql": (["release:5432"], [DNS]),
         "test": ([], [DNS, "webserver:3001"]),
+        "exporter": (
+            ["alertmanager:9464", "monitoring:9464", "prometheus:9464"],
+            [DNS, DATABASE, "webserver:3001"],
+        ),
+        "prometheus": (["monitoring:9090"], ["alertmanager:9093", DNS, "exporter:9464"]),
+        "alertmanager": (["prometheus:9093"], [DNS, "exporter:9464", "public:443,587"]),
     }
 
 
@@ -300,6 +310,7 @@ def test_an_external_server_and_a_bucket_are_reached_by_who_needs_them():
 
     assert flows["run-worker"] == [DNS, server, PUBLIC, "public:443,80"]
     assert flows["backup"] == [DNS, server, PUBLIC]
+    assert flows["exporter"] == [DNS, server, "webserver:3001"]
     assert flows["daemon"] == ["10.41.0.1/32:6443", "code:4000", DNS, server, PUBLIC]
 
 

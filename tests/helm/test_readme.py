@@ -82,18 +82,16 @@ def test_the_readmes_production_values_render():
 
 def test_the_further_component_of_the_readme_is_all_it_takes(tmp_path: Path):
     """Its pod is held to what every pod is held to, without a change to any other template."""
-    (template,) = re.findall(
-        r"```yaml\n# templates/exporter\.yaml\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL
-    )
+    (template,) = re.findall(r"```yaml\n# templates/api\.yaml\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL)
     chart = Path(shutil.copytree(CHART, tmp_path / "millrace"))
-    (chart / "templates" / "exporter.yaml").write_text(template)
+    (chart / "templates" / "api.yaml").write_text(template)
     with (chart / "values.yaml").open("a") as values:
-        values.write("exporter: { resources: { requests: { cpu: 20m, memory: 96Mi }, limits: { memory: 192Mi } } }\n")
+        values.write("api: { resources: { requests: { cpu: 20m, memory: 96Mi }, limits: { memory: 192Mi } } }\n")
     schema = json.loads((chart / "values.schema.json").read_text())
-    schema["properties"]["exporter"] = {"$ref": "#/$defs/component"}
+    schema["properties"]["api"] = {"$ref": "#/$defs/component"}
     (chart / "values.schema.json").write_text(json.dumps(schema))
 
-    result = helm("template", "millrace", str(chart), "--show-only", "templates/exporter.yaml")
+    result = helm("template", "millrace", str(chart), "--show-only", "templates/api.yaml")
 
     assert result.returncode == 0, result.stderr
     objects = {item["kind"]: item for item in parse(result.stdout)}
@@ -102,7 +100,7 @@ def test_the_further_component_of_the_readme_is_all_it_takes(tmp_path: Path):
         kubernetes_validate.validate(item, "1.34", strict=True)
     pod = objects["Deployment"]["spec"]["template"]["spec"]
     assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"]
-    assert pod["serviceAccountName"] == objects["ServiceAccount"]["metadata"]["name"] == "millrace-exporter"
+    assert pod["serviceAccountName"] == objects["ServiceAccount"]["metadata"]["name"] == "millrace-api"
 
 
 def test_the_notes_say_how_to_reach_the_ui(tmp_path: Path):

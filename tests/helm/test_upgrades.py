@@ -23,6 +23,10 @@ KINDS = {
     "rbac.authorization.k8s.io/v1": ["Role", "RoleBinding"],
     "scheduling.k8s.io/v1": ["PriorityClass"],
 }
+OF_THE_OPERATOR = {
+    "monitoring.coreos.com/v1": ["ServiceMonitor", "PrometheusRule"],
+    "monitoring.coreos.com/v1alpha1": ["AlertmanagerConfig"],
+}
 Secrets = dict[tuple[str, str], dict[str, str]]
 Ask = Callable[..., Any]
 
@@ -31,10 +35,11 @@ Ask = Callable[..., Any]
 def ask(tmp_path: Path) -> Iterator[Ask]:
     """Render with ``lookup`` answered from *secrets*, {(namespace, name): data}; gives (objects, stderr)."""
     secrets: Secrets = {}
+    kinds: dict[str, list[str]] = {}
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            answer = _answer(self.path.split("?")[0], secrets)
+            answer = _answer(self.path.split("?")[0], secrets, kinds)
             body = json.dumps(
                 answer or {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
             )
@@ -55,9 +60,13 @@ def ask(tmp_path: Path) -> Iterator[Ask]:
         "clusters": [{"name": "c", "cluster": {"server": address}}], "contexts": [{"name": "c", "context": {"cluster": "c", "user": ""}}],
     }))  # fmt: skip
 
-    def run(*settings: str, known: Secrets, upgrade: bool = False, scenario: str = "") -> tuple[Rendered, str]:
+    def run(
+        *settings: str, known: Secrets, upgrade: bool = False, scenario: str = "", operator: bool = False
+    ) -> tuple[Rendered, str]:
         secrets.clear()
         secrets.update(known)
+        kinds.clear()
+        kinds.update(KINDS | (OF_THE_OPERATOR if operator else {}))
         values = ["--values", str(CHART / "ci" / f"{scenario}.yaml")] if scenario else []
         flags = [
             *values,
@@ -137,6 +146,41 @@ def test_a_key_that_is_missing_is_named_with_those_that_are_there(ask: Ask):
     assert (
         "Secret trial-database in namespace data has no key url; it has host, password, port, uri, username." in message
     )
+
+
+def test_the_passwords_of_the_exporters_roles_are_asked_for(ask: Ask):
+    database = {"url": "x", "host": "h", "port": "1", "username": "u", "password": "p", "lake-reader-password": "l"}
+
+    _, of_one = ask(known={("data", "trial-database"): database}, scenario="pooled")
+    _, of_two = ask("database.rolesSecret=roles", known={("data", "trial-database"): database}, scenario="pooled")
+    rendered, _ = ask("exporter.enabled=false", known={("data", "trial-database"): database}, scenario="pooled")
+
+    assert (
+        "exporter.enabled needs two roles to log in, and database.existingSecret: Secret trial-database in namespace data "
+        "has no key exporter-password; it has host, lake-reader-password, password, port, url, username." in of_one
+    )
+    assert "and database.rolesSecret names Secret roles, which is not in namespace data." in of_two
+    assert rendered.of_kind("Deployment")
+
+
+def test_a_receivers_secret_that_is_missing_is_named(ask: Ask):
+    _, message = ask(known={}, scenario="trial")
+    _, of_key = ask(known={("data", "receivers"): {"email-password": "p"}}, scenario="trial")
+
+    assert "monitoring.alertmanager.existingSecret names Secret receivers, which is not in namespace data." in message
+    assert "Secret receivers in namespace data has no key pagerduty-key; it has email-password." in of_key
+
+
+def test_a_cluster_without_the_operator_is_told_so(ask: Ask):
+    mode = "monitoring.mode=operator"
+
+    _, message = ask(mode, known={})
+    rendered, _ = ask(mode, known={}, operator=True)
+
+    assert (
+        "this cluster does not know monitoring.coreos.com/v1 PrometheusRule. Install the Prometheus Operator" in message
+    )
+    assert rendered.of_kind("PrometheusRule")
 
 
 def test_a_secret_is_needed_where_the_runs_are_too(ask: Ask):
@@ -313,21 +357,21 @@ def _checksums(rendered: Rendered) -> dict[str, str]:
     return found
 
 
-def _answer(path: str, secrets: Secrets) -> dict[str, Any] | None:
+def _answer(path: str, secrets: Secrets, kinds: dict[str, list[str]]) -> dict[str, Any] | None:
     """Discovery, the account that every namespace has, and the secrets."""
     if path == "/version":
         return {"major": "1", "minor": "34", "gitVersion": "v1.34.0"}
     if path == "/api":
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "/apis":
-        versions = [{"groupVersion": version, "version": "v1"} for version in KINDS]
+        versions = [{"groupVersion": version, "version": version.split("/")[-1]} for version in kinds]
         groups = [
             {"name": v["groupVersion"].split("/")[0], "versions": [v], "preferredVersion": v}
             for v in versions
             if "/" in v["groupVersion"]
         ]
         return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
-    if (version := path.removeprefix("/apis/").removeprefix("/api/")) in KINDS:
+    if (version := path.removeprefix("/apis/").removeprefix("/api/")) in kinds:
         resources = [
             {
                 "name": _plural(kind),
@@ -336,7 +380,7 @@ def _answer(path: str, secrets: Secrets) -> dict[str, Any] | None:
                 "verbs": ["get"],
                 "singularName": "",
             }
-            for kind in KINDS[version]
+            for kind in kinds[version]
         ]
         return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources}
     match path.strip("/").split("/"):

@@ -53,6 +53,11 @@ labels: {{- include "millrace.labels" . | nindent 2 }}
 {{ .Values.database.existingSecret | default (printf "%s-database" (include "millrace.fullname" .)) }}
 {{- end -}}
 
+{{- /* Of the passwords of lake_reader and exporter. */ -}}
+{{- define "millrace.rolesSecret" -}}
+{{ .Values.database.rolesSecret | default (include "millrace.databaseSecret" .) }}
+{{- end -}}
+
 {{- /* Takes (list $ "services"). */ -}}
 {{- define "millrace.priorityClass" -}}
 {{- $root := index . 0 -}}

@@ -85,12 +85,29 @@ spec:
 {{ include "millrace.flow.toComponent" (list . "webserver" 3001) }}
 {{- end -}}
 
-{{- define "millrace.flow.database" -}}
+{{- define "millrace.flow.exporter" -}}
+{{ include "millrace.flow.toComponent" (list . "exporter" 9464) }}
+{{- end -}}
+
+{{- define "millrace.flow.alertmanager" -}}
+{{ include "millrace.flow.toComponent" (list . "alertmanager" 9093) }}
+{{- end -}}
+
+{{- define "millrace.flow.receivers" -}}
+{{ include "millrace.flow" .Values.networkPolicy.receivers }}
+{{- end -}}
+
+{{- /* The server itself, and not a pooler before it. */ -}}
+{{- define "millrace.flow.databaseServer" -}}
 {{- if .Values.postgresql.enabled -}}
 {{ include "millrace.flow.toComponent" (list . "postgresql" 5432) }}
 {{- else -}}
 {{ include "millrace.flow" .Values.networkPolicy.database }}
 {{- end }}
+{{- end -}}
+
+{{- define "millrace.flow.database" -}}
+{{ include "millrace.flow.databaseServer" . }}
 {{- if .Values.pgbouncer.enabled }}
 {{ include "millrace.flow.toComponent" (list . "pgbouncer" 6432) }}
 {{- end }}

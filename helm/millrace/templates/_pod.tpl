@@ -106,13 +106,22 @@ env: {{- include "millrace.env" . | nindent 2 }}
 volumeMounts: {{- include "millrace.volumeMounts" . | nindent 2 }}
 {{- end -}}
 
-{{- /* What is not a literal; the rest is in the ConfigMap. "unpooled" keeps Dagster from the pooler; "env" adds to it. */ -}}
+{{- /* What is not a literal; the rest is in the ConfigMap. "unpooled" keeps Dagster from the pooler; "reader" gives no
+     right but those of the roles lake_reader and exporter; "env" adds to it. */ -}}
 {{- define "millrace.env" -}}
 {{- $values := .root.Values }}
 {{- $secret := include "millrace.databaseSecret" .root }}
+{{- $roles := include "millrace.rolesSecret" .root }}
 {{- $keys := $values.database.secretKeys -}}
+{{- if .reader -}}
+- { name: DATABASE_HOST, valueFrom: { secretKeyRef: { name: {{ $secret }}, key: {{ $keys.host }} } } }
+- { name: DATABASE_PORT, valueFrom: { secretKeyRef: { name: {{ $secret }}, key: {{ $keys.port }} } } }
+- { name: MILLRACE_DATABASE_URL, value: host=$(DATABASE_HOST) port=$(DATABASE_PORT) } # each role has its own password
+- { name: MILLRACE_LAKE_READER_PASSWORD, valueFrom: { secretKeyRef: { name: {{ $roles }}, key: {{ $keys.lakeReaderPassword }} } } }
+- { name: MILLRACE_EXPORTER_PASSWORD, valueFrom: { secretKeyRef: { name: {{ $roles }}, key: {{ $keys.exporterPassword }} } } }
+{{- else -}}
 - { name: MILLRACE_DATABASE_URL, valueFrom: { secretKeyRef: { name: {{ $secret }}, key: {{ $keys.url }} } } }
-- { name: MILLRACE_LAKE_READER_PASSWORD, valueFrom: { secretKeyRef: { name: {{ $secret }}, key: {{ $keys.lakeReaderPassword }}, optional: true } } }
+- { name: MILLRACE_LAKE_READER_PASSWORD, valueFrom: { secretKeyRef: { name: {{ $roles }}, key: {{ $keys.lakeReaderPassword }}, optional: true } } }
 {{- if and $values.pgbouncer.enabled (not .unpooled) }}
 - { name: DAGSTER_PG_HOST, value: {{ include "millrace.fullname" .root }}-pgbouncer.{{ .root.Release.Namespace }} }
 - { name: DAGSTER_PG_PORT, value: "6432" }
@@ -126,6 +135,7 @@ volumeMounts: {{- include "millrace.volumeMounts" . | nindent 2 }}
 - { name: AWS_ACCESS_KEY_ID, valueFrom: { secretKeyRef: { name: {{ .existingSecret }}, key: {{ .secretKeys.accessKeyId }} } } }
 - { name: AWS_SECRET_ACCESS_KEY, valueFrom: { secretKeyRef: { name: {{ .existingSecret }}, key: {{ .secretKeys.secretAccessKey }} } } }
 {{- end }}{{ end }}
+{{- end }}
 {{- with .env }}
 {{ toYaml . }}
 {{- end }}

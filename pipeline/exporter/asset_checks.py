@@ -4,6 +4,7 @@ from pipeline.exporter.metrics import Registry
 from pipeline.exporter.topic import Batch, Topic
 
 CHECK = ("asset_key", "check", "severity")
+SEVERITIES = ("warn", "error")
 
 
 class AssetChecks(Topic):
@@ -25,10 +26,10 @@ class AssetChecks(Topic):
             "dagster_asset_check_last_timestamp_seconds", "When the check was made last.", CHECK
         )
 
-    def forget_asset(self, asset: str) -> None:
-        """Remove the series of an asset that is gone."""
+    def forget_assets(self, gone: set[str]) -> None:
+        """Remove the series of assets that are gone."""
         for metric in (self.evaluations, self.passed, self.last):
-            metric.forget(asset_key=asset)
+            metric.forget_all(("asset_key",), {(asset,) for asset in gone})
 
     def count(self, batch: Batch) -> None:
         for event in batch.events:
@@ -38,8 +39,10 @@ class AssetChecks(Topic):
             asset = "/".join((data.get("asset_key") or {}).get("path") or ())
             check, passed = str(data.get("check_name")), bool(data.get("success"))
             severity = str((data.get("severity") or {}).get("__enum__", "")).rpartition(".")[2].lower() or "error"
-            for metric in (self.passed, self.last):  # its severity may be another than last time
-                metric.forget(asset_key=asset, check=check)
+            for other in SEVERITIES:  # its severity may be another than last time
+                if other != severity:
+                    self.passed.remove(asset, check, other)
+                    self.last.remove(asset, check, other)
             for result in ("passed", "failed"):
                 self.evaluations.start(asset, check, result, severity)
             self.evaluations.add(asset, check, "passed" if passed else "failed", severity)

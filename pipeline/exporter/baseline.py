@@ -12,7 +12,7 @@ import statistics
 from collections import deque
 from typing import Any
 
-from pipeline.exporter.metrics import Registry
+from pipeline.exporter.metrics import MAX_SERIES, Registry
 
 USUAL = 30  # runs
 LAG = 10  # runs
@@ -42,6 +42,8 @@ class Baseline:
 
     def observe(self, key: Key, seconds: float) -> None:
         """Add a duration and judge anew."""
+        if key not in self._history and len(self._history) >= MAX_SERIES:
+            return
         history = self._history.setdefault(key, deque(maxlen=USUAL + LAG))
         history.append(math.log(max(seconds, 0.001)))
         usual = list(history)[:-LAG]

@@ -9,12 +9,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from pipeline.errors import ServiceError
 from pipeline.exporter.database import Database
-from pipeline.exporter.metrics import Registry
+from pipeline.exporter.metrics import Pages, Registry
 from pipeline.exporter.run_facts import RunCache
 from pipeline.exporter.tail import Page, Tail
 from pipeline.exporter.topic import Batch, Topic
@@ -24,14 +23,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1  # of the saved state
 SAVE_SECONDS = 60.0
 LOCK = "millrace exporter"
-
-
-@dataclass(frozen=True)
-class Pages:
-    """What is served, in both formats."""
-
-    text: bytes = b""
-    openmetrics: bytes = b""
 
 
 class Exporter:
@@ -106,7 +97,7 @@ class Exporter:
         self.poll_seconds.set(self._clock() - started)
         if whole:
             self.polled_at = self._clock()
-        self.pages = Pages(self.registry.page(), self.registry.page(openmetrics=True))
+        self.pages = self.registry.pages()
         return whole
 
     def save(self) -> None:

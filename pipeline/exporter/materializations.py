@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any
 
 from pipeline.exporter.baseline import Baseline
-from pipeline.exporter.metrics import Registry
+from pipeline.exporter.metrics import MAX_SERIES, Registry
 from pipeline.exporter.runs import ENDS as RUN_ENDS
 from pipeline.exporter.tail import Event
 from pipeline.exporter.topic import Batch, Topic
@@ -65,13 +65,15 @@ class Materializations(Topic):
         for metric in (self.materializations, self.observations, self.failures):
             metric.start(asset, location)
 
-    def forget_asset(self, asset: str, location: str) -> None:
-        """Remove the series of an asset that its location does not have any more."""
+    def forget_assets(self, gone: set[tuple[str, str]]) -> None:
+        """Remove the series of assets that their locations do not have any more."""
         for metric in (self.materializations, self.observations, self.failures):
-            metric.forget(asset_key=asset, code_location=location)
-        if not any(key == asset for key, _ in self.materializations.series):  # it did not move to another
-            for value in (self.last, self.rows, self.usual_rows, self.rows_zscore):
-                value.forget(asset_key=asset)
+            metric.forget_all((*ASSET, "code_location"), gone)
+        moved = {asset for asset, _ in self.materializations.series}
+        away = {(asset,) for asset, _ in gone if asset not in moved}
+        for value in (self.last, self.rows, self.usual_rows, self.rows_zscore):
+            value.forget_all(ASSET, away)
+        for (asset,) in away:
             self._row_counts.pop(asset, None)
             self.duration.forget((asset,))
 
@@ -110,8 +112,10 @@ class Materializations(Topic):
             self._count_rows(asset, int(found[ROW_COUNT]))
 
     def _count_rows(self, asset: str, rows: int) -> None:
-        history = self._row_counts.setdefault(asset, deque(maxlen=USUAL))
         self.rows.set(rows, asset)
+        if asset not in self._row_counts and len(self._row_counts) >= MAX_SERIES:
+            return
+        history = self._row_counts.setdefault(asset, deque(maxlen=USUAL))
         if len(history) >= LEAST:
             usual = statistics.median(history)
             logs = [math.log1p(count) for count in history]

@@ -2,17 +2,15 @@
 
 Every series of a metric is a tuple of label values. What a metric may hold is capped: past the cap everything new is one
 series whose labels are all ``__other__``, and `dropped` counts it.
+
+Printing is our own: the samples are the same text in both formats and are made once, and 50,000 of them take a tenth of
+the time that prometheus_client needs for the two. The tests read both with its parsers.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
-
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from math import inf, isfinite
+from typing import Any, NamedTuple, TypeVar
 
 MAX_SERIES = 20_000
 MAX_LABEL_CHARACTERS = 200
@@ -22,6 +20,33 @@ RUN_SECONDS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200)
 Labels = tuple[str, ...]
 K = TypeVar("K", bound=tuple[str, ...])
 M = TypeVar("M", bound="Metric")
+ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+
+
+class Part(NamedTuple):
+    """One metric of a page: its head in either format, and its samples, which are the same in both."""
+
+    text: bytes
+    openmetrics: bytes
+    samples: bytes
+
+
+class Pages:
+    """All metrics as they were at one moment, in both formats: *text* and *openmetrics* are put together when asked for."""
+
+    def __init__(self, parts: Sequence[Part] = ()) -> None:
+        self._parts = parts
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    @property
+    def text(self) -> bytes:
+        return b"".join([each for part in self._parts for each in (part.text, part.samples)])
+
+    @property
+    def openmetrics(self) -> bytes:
+        return b"".join([each for part in self._parts for each in (part.openmetrics, part.samples)]) + b"# EOF\n"
 
 
 class Metric(ABC):
@@ -38,23 +63,48 @@ class Metric(ABC):
 
     def start(self, *values: str) -> None:
         """Have the series from now on, at zero: one that is born at 1 is invisible to ``increase()``."""
-        key = self._key(values)
-        self.series.setdefault(key, self._zero())
+        if values not in self.series:
+            self.series.setdefault(self._key(values), self._zero())
+
+    def remove(self, *values: str) -> None:
+        """Remove the series if it is there."""
+        self.series.pop(tuple(value[:MAX_LABEL_CHARACTERS] for value in values), None)
 
     def forget(self, **where: str) -> None:
         """Remove the series with these labels."""
-        places = [(self.labels.index(name), value) for name, value in where.items()]
-        for key in [key for key in self.series if all(key[place] == value for place, value in places)]:
-            del self.series[key]
+        self.forget_all(tuple(where), {tuple(where.values())})
+
+    def forget_all(self, names: Labels, gone: Collection[Labels]) -> None:
+        """Remove the series whose labels *names* have values in *gone*: one look at each series, for many as for one."""
+        places = [self.labels.index(name) for name in names]
+        if gone:
+            for key in [key for key in self.series if tuple([key[place] for place in places]) in gone]:
+                del self.series[key]
+
+    def part(self) -> Part:
+        """All series as Prometheus reads them."""
+        openmetrics = self.name.removesuffix("_total") if self.kind == "counter" else self.name
+        text, escaped = self.text.replace("\\", r"\\").replace("\n", r"\n"), self.text.translate(ESCAPES)
+        return Part(
+            f"# HELP {self.name} {text}\n# TYPE {self.name} {self.kind}\n".encode(),
+            f"# HELP {openmetrics} {escaped}\n# TYPE {openmetrics} {self.kind}\n".encode(),
+            "".join(self._samples()).encode(),
+        )
 
     @abstractmethod
-    def family(self) -> Family:
-        """All series, for prometheus_client."""
+    def _samples(self) -> Iterator[str]:
+        """A line for each sample."""
+
+    def _pairs(self, key: Labels) -> str:
+        """The labels of a series as they are printed, without the braces."""
+        return ",".join([f'{name}="{value.translate(ESCAPES)}"' for name, value in zip(self.labels, key, strict=True)])
 
     def _zero(self) -> Any:
         return 0.0
 
     def _key(self, values: tuple[str, ...]) -> Labels:
+        if values in self.series:
+            return values
         assert len(values) == len(self.labels), (self.name, values)
         key = tuple(value[:MAX_LABEL_CHARACTERS] for value in values)
         if key not in self.series and len(self.series) >= self._max_series and self.labels:
@@ -63,7 +113,15 @@ class Metric(ABC):
         return key
 
 
-class Counter(Metric):
+class Simple(Metric):
+    """A metric whose series have one value each."""
+
+    def _samples(self) -> Iterator[str]:
+        for key, value in self.series.items():
+            yield f"{self.name}{{{self._pairs(key)}}} {_number(value)}\n" if key else f"{self.name} {_number(value)}\n"
+
+
+class Counter(Simple):
     """A sum that only grows. *name* ends in ``_total``."""
 
     kind = "counter"
@@ -72,14 +130,8 @@ class Counter(Metric):
         key = self._key(values)
         self.series[key] = self.series.get(key, 0.0) + by
 
-    def family(self) -> Family:
-        family = CounterMetricFamily(self.name.removesuffix("_total"), self.text, labels=self.labels)
-        for key, value in self.series.items():
-            family.add_metric(key, value)
-        return family
 
-
-class Gauge(Metric):
+class Gauge(Simple):
     """A value as it is now."""
 
     kind = "gauge"
@@ -93,12 +145,6 @@ class Gauge(Metric):
         self.series = {}
         for key, value in series.items():
             self.set(value, *key)
-
-    def family(self) -> Family:
-        family = GaugeMetricFamily(self.name, self.text, labels=self.labels)
-        for key, value in self.series.items():
-            family.add_metric(key, value)
-        return family
 
 
 class LastValue(Gauge):
@@ -131,15 +177,16 @@ class Histogram(Metric):
         series[place] += 1
         series[-1] += value
 
-    def family(self) -> Family:
-        family = HistogramMetricFamily(self.name, self.text, labels=self.labels)
+    def _samples(self) -> Iterator[str]:
+        limits = [f'le="{_number(float(limit))}"}}' for limit in (*self.buckets, inf)]
         for key, (*counts, total) in self.series.items():
-            so_far, buckets = 0.0, []
-            for limit, count in zip((*map(str, map(float, self.buckets)), "+Inf"), counts, strict=True):
+            pairs, so_far = self._pairs(key), 0.0
+            bucket = f"{self.name}_bucket{{{pairs}," if pairs else f"{self.name}_bucket{{"
+            for limit, count in zip(limits, counts, strict=True):
                 so_far += count
-                buckets.append((limit, so_far))
-            family.add_metric(key, buckets, total)
-        return family
+                yield f"{bucket}{limit} {so_far}\n"
+            labels = f"{{{pairs}}}" if pairs else ""
+            yield f"{self.name}_count{labels} {so_far}\n{self.name}_sum{labels} {_number(total)}\n"
 
     def _zero(self) -> list[float]:
         return [0.0] * (len(self.buckets) + 2)
@@ -150,8 +197,6 @@ class Registry:
 
     def __init__(self) -> None:
         self._metrics: dict[str, Metric] = {}
-        self._printer = CollectorRegistry(auto_describe=False)
-        self._printer.register(self)
 
     def counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
         return self._add(Counter(name, text, labels))
@@ -189,18 +234,15 @@ class Registry:
                 if same_shape and (not isinstance(value, list) or len(value) == len(metric._zero())):
                     metric.series[tuple(key)] = value
 
-    def collect(self) -> Iterator[Family]:
-        """For prometheus_client, which prints the two formats."""
-        for metric in self:
-            yield metric.family()
-
-    def page(self, *, openmetrics: bool = False) -> bytes:
+    def pages(self) -> Pages:
         """All series as Prometheus reads them."""
-        if openmetrics:
-            return bytes(generate_openmetrics(self._printer))  # type: ignore[no-untyped-call]
-        return generate_latest(self._printer)
+        return Pages([metric.part() for metric in self])
 
     def _add(self, metric: M) -> M:
         assert metric.name not in self._metrics, f"{metric.name} is there already"
         self._metrics[metric.name] = metric
         return metric
+
+
+def _number(value: float) -> str:
+    return repr(value) if isfinite(value) else {inf: "+Inf", -inf: "-Inf"}.get(value, "NaN")

@@ -34,6 +34,11 @@ class RunCache:
     def __init__(self) -> None:
         self._kept: dict[str, RunFacts] = {}
 
+    def forget_others(self, run_ids: Collection[str]) -> None:
+        """Keep no run but *run_ids*, and of these not one whose tags were not there yet: they are stored after it."""
+        known = {run_id: facts for run_id, facts in self._kept.items() if facts.location != UNKNOWN}
+        self._kept = {run_id: facts for run_id, facts in known.items() if run_id in run_ids}
+
     def of(self, database: Database, run_ids: Collection[str]) -> dict[str, RunFacts]:
         """Facts by run id."""
         unknown = [run_id for run_id in set(run_ids) if run_id not in self._kept]
@@ -47,10 +52,9 @@ class RunCache:
 
 def _read(database: Database, run_ids: list[str]) -> dict[str, RunFacts]:
     rows = database.rows(
-        """SELECT r.run_id, r.pipeline_name,
-                  coalesce(json_object_agg(t.key, t.value) FILTER (WHERE t.key IS NOT NULL), '{}')
-           FROM runs r LEFT JOIN run_tags t ON t.run_id = r.run_id AND t.key = ANY(%s)
-           WHERE r.run_id = ANY(%s) GROUP BY 1, 2""",
+        """SELECT r.run_id, r.pipeline_name, coalesce((SELECT json_object_agg(t.key, t.value) FROM run_tags t
+                      WHERE t.run_id = r.run_id AND t.key = ANY(%s)), '{}')
+           FROM runs r WHERE r.run_id = ANY(%s)""",
         list(TAGS),
         run_ids,
     )

@@ -6,8 +6,8 @@ from typing import Any
 
 from pipeline.exporter.baseline import Baseline
 from pipeline.exporter.database import Database
-from pipeline.exporter.metrics import Registry
-from pipeline.exporter.run_facts import REPOSITORY, UNKNOWN, RunFacts
+from pipeline.exporter.metrics import MAX_SERIES, Registry
+from pipeline.exporter.run_facts import RunCache, RunFacts
 from pipeline.exporter.tail import Event
 from pipeline.exporter.topic import Batch, Topic
 
@@ -79,8 +79,9 @@ class Runs(Topic):
         )
         self.baseline = Baseline(registry, "dagster_job_duration", "the job's successful runs", JOB)
         self._lives: dict[str, Life] = {}
-        self._ended: deque[str] = deque(maxlen=MAX_REMEMBERED)
+        self._ended: dict[str, None] = {}  # in their order
         self._recent: dict[tuple[str, str], deque[bool]] = {}
+        self._in_flight = RunCache()  # of its own: a run that waits for long has no events
 
     def start_job(self, location: str, job: str) -> None:
         """Have the job's series before its first run."""
@@ -93,13 +94,14 @@ class Runs(Topic):
         for metric in (self.retries, self.duration, self.queue_wait, self.startup):
             metric.start(location, job)
 
-    def forget_job(self, location: str, job: str) -> None:
-        """Remove the series of a job that its location does not have any more."""
+    def forget_jobs(self, gone: set[tuple[str, str]]) -> None:
+        """Remove the series of jobs that their locations do not have any more."""
         for metric in (self.created, self.completed, self.failures, self.retries, self.duration, self.queue_wait, self.startup,
                        self.last_completed, self.last_duration, self.recent_failures, self.recent_runs):  # fmt: skip
-            metric.forget(code_location=location, job_name=job)
-        self._recent.pop((location, job), None)
-        self.baseline.forget((location, job))
+            metric.forget_all(JOB, gone)
+        for job in gone:
+            self._recent.pop(job, None)
+            self.baseline.forget(job)
 
     def jobs(self) -> set[tuple[str, str]]:
         """Those that have series."""
@@ -150,30 +152,35 @@ class Runs(Topic):
                 self.baseline.observe(labels, seconds)
         if status == "failure":
             self.failures.add(*labels, "out_of_memory" if _is_out_of_memory(event, life) else _reason(event))
-        if status != "canceled":
+        if status != "canceled" and (labels in self._recent or len(self._recent) < MAX_SERIES):
             recent = self._recent.setdefault(labels, deque(maxlen=RECENT))
             recent.append(status == "failure")
             self.recent_failures.set(sum(recent) / len(recent), *labels)
             self.recent_runs.set(len(recent), *labels)
         del self._lives[event.run_id]
-        self._ended.append(event.run_id)
+        self._ended[event.run_id] = None
+        if len(self._ended) > MAX_REMEMBERED:
+            self._ended = dict.fromkeys(list(self._ended)[-MAX_REMEMBERED // 2 :])
 
     def poll(self, database: Database, now: float) -> None:
         rows = database.rows(
-            """SELECT coalesce(nullif(split_part(t.value, '@', 2), ''), %s), r.pipeline_name, lower(r.status), count(*),
-                      min(extract(epoch FROM CASE WHEN r.status IN ('STARTING', 'CANCELING') THEN r.update_timestamp
-                          WHEN r.status = 'STARTED' THEN coalesce(to_timestamp(r.start_time) AT TIME ZONE 'UTC', r.update_timestamp)
-                          ELSE r.create_timestamp END))::float8
-               FROM runs r LEFT JOIN run_tags t ON t.run_id = r.run_id AND t.key = %s
-               WHERE r.status = ANY(%s) GROUP BY 1, 2, 3""",
-            UNKNOWN,
-            REPOSITORY,
+            """SELECT run_id, pipeline_name, lower(status),
+                      extract(epoch FROM CASE WHEN status IN ('STARTING', 'CANCELING') THEN update_timestamp
+                          WHEN status = 'STARTED' THEN coalesce(to_timestamp(start_time) AT TIME ZONE 'UTC', update_timestamp)
+                          ELSE create_timestamp END)::float8
+               FROM runs WHERE status = ANY(%s)""",
             [status.upper() for status in IN_FLIGHT],
         )
+        self._in_flight.forget_others({run_id for run_id, *_ in rows})
+        found = self._in_flight.of(database, [run_id for run_id, *_ in rows])
         counts = {(*job, status): 0.0 for job in self.jobs() for status in IN_FLIGHT}
-        counts.update({(location, job, status): float(count) for location, job, status, count, _ in rows})
+        oldest: dict[tuple[str, str, str], float] = {}
+        for run_id, job, status, since in rows:
+            key = (found[run_id].location, job, status)
+            counts[key] = counts.get(key, 0.0) + 1
+            oldest[key] = min(since, oldest.get(key, since))
         self.in_progress.replace(counts)
-        self.oldest.replace({(location, job, status): since for location, job, status, _, since in rows})
+        self.oldest.replace(oldest)
 
     def adopt(self, database: Database) -> None:
         """Take runs that are under way as created already: for a start without a past."""
@@ -192,7 +199,7 @@ class Runs(Topic):
 
     def load(self, dumped: Any) -> None:
         self._lives = {run_id: Life(**life) for run_id, life in dumped["lives"].items()}
-        self._ended.extend(dumped["ended"])
+        self._ended.update(dict.fromkeys(dumped["ended"]))
         self._recent = {
             (location, job): deque(map(bool, recent), maxlen=RECENT) for location, job, recent in dumped["recent"]
         }

@@ -48,7 +48,7 @@ class Service:
         pages = self._exporter.pages
         if path == "/monitor":
             return self._monitored(query)
-        if path == "/metrics" and pages.text:
+        if path == "/metrics" and pages:
             if "application/openmetrics-text" in accept:
                 return 200, OPENMETRICS, pages.openmetrics
             return 200, CONTENT_TYPE_LATEST, pages.text
@@ -56,7 +56,7 @@ class Service:
             idle = time.monotonic() - self._beat
             return _told(200 if idle < ALIVE_SECONDS else 503, f"The last poll began {idle:.0f} s ago.")
         if path in ("/readyz", "/metrics"):
-            if not pages.text:
+            if not pages:
                 return _told(503, NOTHING_YET)
             age = time.time() - self._exporter.polled_at
             return _told(200 if age < 3 * self._interval else 503, f"The last whole poll ended {age:.0f} s ago.")
@@ -90,7 +90,7 @@ class Service:
         self._beat = time.monotonic()
 
     def _beat_while_waiting(self) -> None:
-        while not self.stop.wait(5) and not self._exporter.pages.text:
+        while not self.stop.wait(5) and not self._exporter.pages:
             self._beaten()
 
 

@@ -27,10 +27,10 @@ class Steps(Topic):
         self.retries.start(location, job)
         self.duration.start(location, job)
 
-    def forget_job(self, location: str, job: str) -> None:
-        """Remove the series of a job that is gone."""
+    def forget_jobs(self, gone: set[tuple[str, str]]) -> None:
+        """Remove the series of jobs that are gone."""
         for metric in (self.completed, self.retries, self.duration):
-            metric.forget(code_location=location, job_name=job)
+            metric.forget_all(JOB, gone)
 
     def count(self, batch: Batch) -> None:
         for event in batch.events:

@@ -47,10 +47,10 @@ class Ticks(Topic):
         """Those that have series."""
         return {(kind, name, location) for kind, name, location, _ in self.total.series}
 
-    def forget_instigator(self, kind: str, name: str, location: str) -> None:
-        """Remove the series of one that is gone."""
+    def forget_instigators(self, gone: set[tuple[str, str, str]]) -> None:
+        """Remove the series of those that are gone."""
         for metric in (self.total, self.duration, self.last, self.failures):
-            metric.forget(type=kind, name=name, code_location=location)
+            metric.forget_all(INSTIGATOR, gone)
 
     def adopt(self, database: Database) -> None:
         ((newest,),) = database.rows("SELECT coalesce(max(id), 0) FROM job_ticks")

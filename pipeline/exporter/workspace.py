@@ -15,7 +15,7 @@ from pipeline.exporter.asset_checks import AssetChecks
 from pipeline.exporter.daemons import Daemons
 from pipeline.exporter.database import Database
 from pipeline.exporter.materializations import Materializations
-from pipeline.exporter.metrics import Registry
+from pipeline.exporter.metrics import OTHER, Registry
 from pipeline.exporter.run_facts import UNKNOWN
 from pipeline.exporter.runs import Runs
 from pipeline.exporter.steps import Steps
@@ -126,7 +126,7 @@ class Workspace(Topic):
             self.queue_limit.set(queue["maxConcurrentRuns"])
         self.loaded.replace({(entry["name"],): float(_repositories(entry) is not None) for entry in entries})
         self.updated.replace({(entry["name"],): entry["updatedTimestamp"] for entry in entries})
-        broken = {entry["name"] for entry in entries if _repositories(entry) is None} | {UNKNOWN}
+        broken = {entry["name"] for entry in entries if _repositories(entry) is None} | {UNKNOWN, OTHER}
         found = {entry["name"]: repositories for entry in entries if (repositories := _repositories(entry)) is not None}
         self._show_jobs(found, broken)
         self._show_instigators(found, broken, now)
@@ -151,10 +151,9 @@ class Workspace(Topic):
         for job in limits:
             self._runs.start_job(*job)
             self._steps.start_job(*job)
-        for job in self._runs.jobs() - limits.keys():
-            if job[0] not in broken:
-                self._runs.forget_job(*job)
-                self._steps.forget_job(*job)
+        gone = {job for job in self._runs.jobs() - limits.keys() if job[0] not in broken}
+        self._runs.forget_jobs(gone)
+        self._steps.forget_jobs(gone)
         self.slow.replace(limits)
 
     def _show_instigators(self, found: dict[str, list[Any]], broken: set[str], now: float) -> None:
@@ -171,15 +170,14 @@ class Workspace(Topic):
                     running[("sensor", sensor["name"], location)] = float(sensor["sensorState"]["status"] == "RUNNING")
         for each in running:
             self._ticks.start_instigator(*each)
-        for kind, name, location in self._ticks.instigators() - running.keys():
-            if location not in broken:
-                self._ticks.forget_instigator(kind, name, location)
+        gone = {each for each in self._ticks.instigators() - running.keys() if each[2] not in broken}
+        self._ticks.forget_instigators(gone)
         for schedule, at in self._next.items():
             if schedule in next_ticks and at <= now:
                 self.expected.set(at, *schedule)
-        for name, location in set(self.expected.series) - next_ticks.keys():
-            if location not in broken:
-                self.expected.forget(name=name, code_location=location)
+        for key in set(self.expected.series) - next_ticks.keys():
+            if key[1] not in broken:
+                self.expected.remove(*key)
         self._next = next_ticks
         self.running.replace(running)
 
@@ -198,11 +196,10 @@ class Workspace(Topic):
                     if entry["label"] == MAX_AGE_HOURS and hours is not None:
                         ages[(key,)] = float(hours) * 3600
                 self._assets.start_asset(key, location)
-        for key, location in set(self._assets.materializations.series) - set(keys.items()):
-            if location not in broken:
-                self._assets.forget_asset(key, location)
-                if key not in keys:
-                    self._checks.forget_asset(key)
+        known = {(key, location) for key, location in self._assets.materializations.series}
+        gone = {each for each in known - set(keys.items()) if each[1] not in broken}
+        self._assets.forget_assets(gone)
+        self._checks.forget_assets({key for key, _ in gone if key not in keys})
         self.info.replace(info)
         self.max_age.replace(ages)
 

@@ -2,12 +2,15 @@
 
 import itertools
 import json
+import math
 import random
 import statistics
+import time
 from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.parser import text_string_to_metric_families as plain_text_to_metric_families
 
 from pipeline.exporter import metrics
 from pipeline.exporter.baseline import LAG, USUAL, Baseline
@@ -34,7 +37,7 @@ def test_both_formats_say_the_same():
     registry = filled()
     samples = {
         (sample.name, sample.labels.get("job"), sample.labels.get("le")): sample.value
-        for family in text_string_to_metric_families(registry.page(openmetrics=True).decode())
+        for family in text_string_to_metric_families(registry.pages().openmetrics.decode())
         for sample in family.samples
     }
 
@@ -42,7 +45,27 @@ def test_both_formats_say_the_same():
     assert samples[("h_seconds_bucket", "b", "1.0")] == 2
     assert samples[("h_seconds_bucket", "b", "+Inf")] == samples[("h_seconds_count", "b", None)] == 4
     assert samples[("h_seconds_sum", "b", None)] == 106.5
-    assert 'h_seconds_bucket{job="b",le="10.0"} 3.0' in registry.page().decode()
+    assert 'h_seconds_bucket{job="b",le="10.0"} 3.0' in registry.pages().text.decode()
+
+
+def test_text_is_escaped_as_each_format_wants_it_and_what_is_no_number_is_said():
+    registry = Registry()
+    registry.gauge("g", 'Says "a\\b"\nand more.', ["name"]).set(float("inf"), 'back\\slash, "quote",\nline')
+    registry.gauge("n", "Is none.").set(float("nan"))
+    registry.histogram("h_seconds", "Takes.", buckets=(1,)).observe(2)
+
+    for found in (
+        text_string_to_metric_families(registry.pages().openmetrics.decode()),
+        plain_text_to_metric_families(registry.pages().text.decode()),
+    ):
+        families = {family.name: family for family in found}
+        assert families["g"].documentation == 'Says "a\\b"\nand more.'
+        assert families["g"].samples[0].labels == {"name": 'back\\slash, "quote",\nline'}
+        assert families["g"].samples[0].value == float("inf")
+        assert math.isnan(families["n"].samples[0].value)
+        assert [(sample.name, sample.value) for sample in families["h_seconds"].samples] == [
+            ("h_seconds_bucket", 0), ("h_seconds_bucket", 1), ("h_seconds_count", 1), ("h_seconds_sum", 2),
+        ]  # fmt: skip
 
 
 def test_sums_and_last_values_outlive_a_restart_and_what_is_read_anew_does_not():
@@ -78,6 +101,18 @@ def test_a_hundred_thousand_values_of_a_label_are_one_series_past_the_cap():
     assert counter.series[(OTHER,)] == counter.dropped == 99_000
     counter.add("job-5")  # those that were first keep theirs
     assert counter.series[("job-5",)] == 2
+
+
+def test_many_series_are_forgotten_as_fast_as_few():
+    counter = Counter("c_total", "Counts.", ["job", "status"])
+    for number in range(9_000):
+        counter.add(f"job-{number}", "success")
+        counter.add(f"job-{number}", "failure")
+    started = time.process_time()
+    counter.forget_all(("job",), {(f"job-{number}",) for number in range(1, 9_000)})
+
+    assert list(counter.series) == [("job-0", "success"), ("job-0", "failure")]
+    assert time.process_time() - started < 1  # one look at the series for each of them would be 160 million
 
 
 def test_a_label_is_no_longer_than_it_may_be():

@@ -71,6 +71,19 @@ def test_a_run_under_way_is_seen_with_its_age_until_it_ends(watched: Watched, in
     assert watched.value("dagster_runs_completed_total", job_name="nothing", status="canceled") == 1
 
 
+def test_runs_under_way_are_told_by_the_location_that_their_tags_name_even_if_these_come_late(
+    watched: Watched, instance: dg.DagsterInstance
+):
+    run = instance.create_run_for_job(_job())
+    watched.poll()
+    assert watched.value("dagster_runs_in_progress", code_location="unknown", status="not_started") == 1
+
+    instance.add_run_tags(run.run_id, {".dagster/repository": "__repository__@somewhere"})
+    watched.poll()
+    assert watched.value("dagster_runs_in_progress", code_location="somewhere", status="not_started") == 1
+    assert watched.value("dagster_runs_in_progress", code_location="unknown", status="not_started") in (0, None)
+
+
 def sample(instance: dg.DagsterInstance, run: dg.DagsterRun, **figures: Any) -> None:
     """Report as the process of a run does."""
     data = EngineEventData(metadata={"millrace/resources": dg.MetadataValue.json(figures)})

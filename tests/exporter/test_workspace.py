@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.exporter.metrics import OTHER
 from tests.exporter.conftest import Watched
 
 CODE = """
@@ -102,6 +103,14 @@ def test_a_schedule_that_is_on_tells_when_it_was_to_tick_once_that_is_past(watch
     at(watched, 2e12)
     assert watched.value("dagster_schedule_expected_tick_timestamp_seconds", name="on") == tick["timestamp"]
     assert watched.value("dagster_schedule_expected_tick_timestamp_seconds", name="off") is None
+
+
+def test_what_came_after_the_cap_stays_although_nothing_has_its_name(watched: Watched, answer: dict[str, Any]):
+    watched.workspace = answer
+    watched.registry["dagster_runs_completed_total"].series.update({(OTHER, OTHER, OTHER): 7.0})
+    at(watched, 1e12)
+
+    assert watched.value("dagster_runs_completed_total", job_name=OTHER) == 7
 
 
 def test_what_is_gone_loses_its_series_and_what_does_not_load_keeps_them(watched: Watched, answer: dict[str, Any]):

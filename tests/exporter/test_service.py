@@ -97,6 +97,8 @@ def test_it_serves_both_formats_and_says_how_it_is(process: Process, event: Call
     assert modern.text.endswith("# EOF\n")
     assert process.get("/healthz").status_code == 200
     assert process.get("/elsewhere").status_code == 404
+    assert process.get("/monitor?hours=1").json()["window"]["asked_hours"] == 1
+    assert process.get("/monitor?hours=none").status_code == 400
     # The webserver does not answer: what it would tell is missing, which is said, and the rest is there.
     assert process.get("/readyz").status_code == 503
     assert 'dagster_exporter_poll_errors_total{collector="workspace"} ' in plain.text

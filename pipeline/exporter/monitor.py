@@ -61,9 +61,8 @@ class Monitor(Topic):
         self._watch = Watch(unavailable_seconds=settings.alert_unavailable_seconds)
         self._taken_at = 0.0
         self._reading = threading.Lock()
-        self._firsts: dict[
-            float, tuple[float, Sample | None, str]
-        ] = {}  # hours → when read, the sample, what was wrong
+        # hours → when it was read, the sample at the window's start, what was wrong
+        self._firsts: dict[float, tuple[float, Sample | None, str]] = {}
 
     def poll(self, database: Database, now: float) -> None:
         if 0 <= now - self._taken_at < self._settings.monitor_interval_seconds:

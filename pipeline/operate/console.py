@@ -143,7 +143,7 @@ def show_monitor(console: "Console", document: dict[str, Any]) -> None:
         )
     else:
         console.print(
-            f"{window['hours']:,.1f} hours to {window['to']}: {_count(runs['completed'], 'run')} ended, {runs['failure']:,.0f} of them "
+            f"{window['hours']:,.1f} of {window['asked_hours']:g} hours, to {window['to']}: {_count(runs['completed'], 'run')} ended, {runs['failure']:,.0f} of them "
             f"failed ({_percent(runs['failure_rate'])})"
         )
     under_way = ", ".join(f"{count:,.0f} {status}" for status, count in waiting.items() if count)
@@ -174,7 +174,7 @@ def show_monitor(console: "Console", document: dict[str, Any]) -> None:
     assets, checks = document["assets"], document["checks"]
     if assets["materializations"] is not None:
         console.print(
-            f"assets: {assets['materializations']:,.0f} times made, {assets['failures']:,.0f} times failed, {assets['late_count']} late; "
+            f"assets: made {_count(assets['materializations'], 'time')}, failed {_count(assets['failures'], 'time')}, {assets['late_count']} late; "
             f"checks: {checks['passed']:,.0f} passed, {checks['failed']:,.0f} failed, {checks['failing_count']} failing now"
         )
     for late in assets["late"][:LISTED]:

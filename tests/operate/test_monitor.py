@@ -154,7 +154,7 @@ def test_the_command_shows_services_jobs_and_what_wants_attention(exporter: Watc
     done = millrace(settings, port, "--hours", "1")
     assert done.returncode == 0, done.stderr
     for text in ("daemon SCHEDULER", "code_location here", "2 runs ended, 1 of them failed (50%)", "__ephemeral_asset_job__",
-                 "late: sales", "failed: broken, 1 time", "2 times made, 1 times failed, 1 late"):  # fmt: skip
+                 "late: sales", "failed: broken, 1 time", "made 2 times, failed 1 time, 1 late"):  # fmt: skip
         assert text in done.stdout, done.stdout
     assert '"failure_rate": 0.5' in millrace(settings, port, "--json").stdout
 

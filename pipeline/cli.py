@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -321,24 +321,126 @@ def metrics(host: str, hours: float) -> None:
     import time
     from importlib.metadata import version as version_of
 
+    from pipeline.exporter.alerts import Alerts
     from pipeline.exporter.database import Database
     from pipeline.exporter.exporter import Exporter
     from pipeline.exporter.metrics import Registry
     from pipeline.exporter.monitor import Monitor
+    from pipeline.exporter.outbox import Outbox
     from pipeline.exporter.service import Service, end_on_signals
     from pipeline.exporter.topics import build_topics
     from pipeline.exporter.workspace import ask_webserver
 
     settings, registry = _settings(), Registry()
     ask = ask_webserver(settings.webserver_url or f"http://127.0.0.1:{settings.ui_port}")
-    monitor = Monitor(registry, settings)  # the last topic, so that it sees what the others have just read
-    topics = [*build_topics(registry, settings, ask), monitor]
+    monitor = Monitor(registry, settings)
+    alerts = Alerts(registry, Outbox(settings)) if settings.alerts_evaluate else None
+    # These are the last, so that they see what the others have just read.
+    topics = [*build_topics(registry, settings, ask), monitor, *([alerts] if alerts else [])]
     exporter = Exporter(registry, Database(settings), topics, version=version_of("millrace"))
     service = Service(
-        exporter, monitor, host=host, port=settings.metrics_port, interval_seconds=settings.metrics_interval_seconds
+        exporter,
+        monitor,
+        alerts,
+        host=host,
+        port=settings.metrics_port,
+        interval_seconds=settings.metrics_interval_seconds,
     )
     end_on_signals(service)
     service.run(since=time.time() - hours * 3600 if hours else None)
+
+
+# alerts
+
+
+@main.group()
+def alerts() -> None:
+    """See which alerts there are, silence some, try who is told."""
+
+
+@alerts.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON on stdout.")
+def list_alerts(as_json: bool) -> None:
+    """List the alerts that the exporter on this machine knows of."""
+    from pipeline.operate.alerts import list_alerts as ask
+
+    found = ask(_settings(database=False))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    _print_table(
+        ["alert", "state", "severity", "since", "labels", "description", "muted by"],
+        [
+            [item["alert"], item["state"], item["severity"], item["since"], _pairs(item["labels"]),
+             item["description"], item["muted_by"]]
+            for item in found
+        ],
+        vertical=False,
+    )  # fmt: skip
+
+
+@alerts.command()
+@click.argument("name")
+@click.option("--for", "how_long", default="2h", show_default=True, help="90m, 2h, 1d12h.")
+@click.option("--label", "labels", multiple=True, help="Only alerts with this label: job_name=load.")
+@click.option("--comment", default="", help="Why.")
+def silence(name: str, how_long: str, labels: tuple[str, ...], comment: str) -> None:
+    """Tell nobody of the alert NAME for a while. It still shows in `alerts list`."""
+    from pipeline.operate.alerts import duration
+    from pipeline.operate.silences import silences as kept
+
+    wanted = dict(label.partition("=")[::2] for label in labels if label.partition("=")[2])
+    if len(wanted) != len(labels):
+        raise click.BadParameter("each is NAME=VALUE, and a name comes once", param_hint="--label")
+    made = kept(_settings()).add(name, wanted, duration=duration(how_long), comment=comment)
+    click.echo(f"Silence {made} for {how_long}; `millrace alerts unsilence {made}` ends it.")
+
+
+@alerts.command()
+def silences() -> None:
+    """List the silences that hold."""
+    from pipeline.notify import shown_time
+    from pipeline.operate.silences import silences as kept
+
+    _print_table(
+        ["id", "alert", "labels", "until", "by", "comment"],
+        [
+            [
+                item.id,
+                item.alert,
+                _pairs(item.labels),
+                shown_time(item.ends_at),
+                item.created_by,
+                item.comment,
+            ]
+            for item in kept(_settings()).list()
+        ],
+        vertical=False,
+    )
+
+
+@alerts.command()
+@click.argument("silence_id", metavar="ID")
+def unsilence(silence_id: str) -> None:
+    """End the silence ID now."""
+    from pipeline.operate.silences import silences as kept
+
+    kept(_settings()).remove(silence_id)
+    click.echo(f"Silence {silence_id} has ended.")
+
+
+@alerts.command("test")
+@click.argument("channel")
+def test_channel(channel: str) -> None:
+    """Send a test message by CHANNEL: console, email, webhook, slack or teams."""
+    from pipeline.operate.alerts import send_test
+
+    send_test(_settings(database=False), channel)
+    click.echo(f"Sent by {channel}.", err=True)
+
+
+def _pairs(labels: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in labels.items())
 
 
 # backup

@@ -10,6 +10,9 @@ MillraceError
 ├── SourceError
 │   ├── SourceUnavailable   trying again may work (time-out, 429, 5xx, being loaded by another run)
 │   └── SourceRejected      trying again cannot work (401, 404, unreadable file, schema gone)
+├── NotifyError
+│   ├── NotifyUnavailable   a channel did not answer: trying again may work
+│   └── NotifyRejected      a channel refuses the message, and will until someone changes something
 ├── BackupError             a backup cannot be made, read or restored as things are
 └── ServiceError            a process of the embedded platform did not start, stop or answer
 
@@ -64,6 +67,20 @@ class SourceUnavailable(SourceError):
 
 class SourceRejected(SourceError):
     """No later attempt can succeed until someone changes something."""
+
+
+class NotifyError(MillraceError):
+    """A message did not get through on a channel. Other channels are not concerned."""
+
+
+class NotifyUnavailable(NotifyError):
+    """A later attempt may get through."""
+
+    is_transient = True
+
+
+class NotifyRejected(NotifyError):
+    """No later attempt can get through until someone changes something."""
 
 
 class BackupError(MillraceError):

@@ -1,14 +1,15 @@
 """Where things are and how much they may use: every environment variable, read once.
 
-What exists (sources, models, schedules) is in the project folder, not here. Secrets come in only by
-`MILLRACE_DATABASE_URL`, the standard ``AWS_*`` variables and the ``${NAME}`` references of source files.
+What exists (sources, models, schedules) is in the project folder, not here. Secrets come in by the standard ``AWS_*``
+variables, the ``${NAME}`` references of source files, and the settings of type ``SecretStr``: each of those also from the
+file that ``MILLRACE_<NAME>_FILE`` names.
 """
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -21,7 +22,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.cgroup import memory_limit
 from pipeline.errors import ConfigError
@@ -31,6 +32,7 @@ FULL_TAG = "millrace/full"  # of a run that loads every file and rebuilds every 
 MEMORY_TAG, CPU_TAG = "millrace/memory", "millrace/cpu"  # of a run, or of an asset for every run of it
 PROFILES_DIR = Path(__file__).parent / "transform"
 GIB = 1 << 30
+EMBEDDED_WEBHOOK_URL = "http://localhost:3000/api/v1/alerts"
 
 Role = Literal["millrace", "lake_reader", "exporter"]
 
@@ -109,6 +111,27 @@ class Project(BaseModel):
             raise ConfigError(f"{path}: {wrong}") from None
 
 
+class SecretFiles(EnvSettingsSource):
+    """The secrets that variables ``MILLRACE_<NAME>_FILE`` name a file of, as orchestrators mount them."""
+
+    def __call__(self) -> dict[str, Any]:
+        found = {}
+        for name, field in self.settings_cls.model_fields.items():
+            variable = f"{self.env_prefix}{name}".upper()
+            path = os.environ.get(f"{variable}_FILE")
+            if not path or SecretStr not in (field.annotation, *get_args(field.annotation)):
+                continue
+            if os.environ.get(variable):
+                raise ConfigError(f"{variable} and {variable}_FILE are both set. Unset one.")
+            try:
+                found[name] = Path(path).read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(
+                    f"{variable}_FILE: {path} cannot be read: {error}. Correct the path or the file's rights."
+                ) from error
+        return found
+
+
 class Settings(BaseSettings):
     """One process's view of its surroundings. Build it with `load`, pass it down, never read ``os.environ``."""
 
@@ -165,8 +188,44 @@ class Settings(BaseSettings):
     alert_unavailable_seconds: PositiveFloat = Field(
         120, description="A service that is away for longer is unavailable."
     )
+    alertmanager_url: str = Field("", description="Alertmanager that is asked for silences; empty: they are kept here.")
+    alerts_evaluate: bool = Field(
+        default_factory=lambda read: read.get("database_url") is None and not read.get("alertmanager_url"),
+        description="The exporter evaluates the required alerts itself and notifies; unset: with the embedded database "
+        "and no Alertmanager, so that nobody is told twice.",
+    )
+    notify_webhook_url: SecretStr = Field(
+        default_factory=lambda read: SecretStr(EMBEDDED_WEBHOOK_URL if read.get("database_url") is None else ""),
+        description="Gets alerts and messages as Alertmanager sends them; unset: port 3000 here with the embedded database.",
+    )
+    notify_webhook_token: SecretStr | None = Field(None, description="Bearer token for the webhook.")
+    notify_slack_url: SecretStr | None = Field(None, description="Incoming webhook of a Slack channel.")
+    notify_teams_url: SecretStr | None = Field(None, description="Workflow webhook of a Teams channel.")
+    notify_email_to: str = Field("", description="Addresses that get alerts and messages, with commas between.")
+    notify_email_from: str = Field("", description="Their sender; empty: smtp_user, else millrace@ and this host.")
+    smtp_host: str = Field("", description="Mail server that takes them.")
+    smtp_port: PositiveInt | None = Field(
+        None, description="Its port; unset: 587 for starttls, 465 for tls, 25 for none."
+    )
+    smtp_security: Literal["starttls", "tls", "none"] = Field(
+        "starttls", description="How the connection is encrypted; none: only for a server that wants no password."
+    )
+    smtp_user: str = Field("", description="Who logs in to the mail server; empty: nobody.")
+    smtp_password: SecretStr | None = Field(None, description="Its password.")
     service_memory_gib: PositiveFloat = Field(2.0, description="Memory cap of each process of `millrace up`, GiB.")
     commit: str = Field("", description="Commit that an image was built from.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then variables, then the files that variables name."""
+        return init_settings, env_settings, SecretFiles(settings_cls)
 
     @field_validator(
         "project_dir",
@@ -353,6 +412,13 @@ class Settings(BaseSettings):
             "DAGSTER_PG_USERNAME": pg["user"],
             "DAGSTER_PG_PASSWORD": pg.get("password", ""),
             "DAGSTER_PG_DB": "dagster",
+            # To a child the embedded database is one with an address: what follows from it would be lost.
+            "MILLRACE_ALERTS_EVALUATE": str(self.alerts_evaluate).lower(),
+            **(
+                {"MILLRACE_NOTIFY_WEBHOOK_URL": EMBEDDED_WEBHOOK_URL}
+                if self.notify_webhook_url.get_secret_value() == EMBEDDED_WEBHOOK_URL
+                else {}
+            ),
         }
 
 

@@ -38,8 +38,9 @@ def millrace(environment: dict[str, str], *arguments: str, code: int = 0) -> sub
 
 
 def test_every_command_has_help() -> None:
-    groups = {"": ["backup", "backups", "check", "down", "env", "generate-data", "init", "lake", "migrate", "monitor",
+    groups = {"": ["alerts", "backup", "backups", "check", "down", "env", "generate-data", "init", "lake", "migrate", "monitor",
                    "restore", "run", "serve", "sources", "sql", "status", "up", "verify", "version", "wait-database"]}  # fmt: skip
+    groups["alerts"] = ["list", "silence", "silences", "test", "unsilence"]
     groups["sources"] = ["check", "discover", "install", "list", "preview"]
     groups["lake"] = ["catalog", "maintain", "profile"]
     for group, commands in groups.items():

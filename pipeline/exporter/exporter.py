@@ -129,8 +129,11 @@ class Exporter:
             if self._database.sessions != self._locked_in and not self._try_lock():
                 log.error("Another exporter took over while the database was away from this one.")
                 return
-            if self._clock() - self._saved_at >= SAVE_SECONDS:
+            is_time = self._clock() - self._saved_at >= SAVE_SECONDS
+            if is_time or any(topic.is_urgent for topic in self.topics):
                 self._attempt("snapshot", self.save)
+        for topic in self.topics:
+            topic.close()
         self._attempt("snapshot", self.save)
 
     def wait_for_turn(self, stop: threading.Event, *, interval_seconds: float = 5.0) -> bool:

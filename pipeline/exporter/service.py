@@ -1,7 +1,7 @@
 """``millrace serve metrics``: the exporter behind HTTP, from memory alone.
 
 ``/metrics`` (OpenMetrics for who asks for it), ``/monitor?hours=24`` (JSON), ``/healthz`` (the loop is alive), ``/readyz`` (the
-figures are fresh).
+figures are fresh), ``/alerts`` (JSON: those that the exporter finds itself, and those that Alertmanager posts to the same path).
 """
 
 import json
@@ -10,26 +10,41 @@ import signal
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS
 
 from pipeline.errors import ConfigError, ServiceError
+from pipeline.exporter.alerts import Alerts
 from pipeline.exporter.exporter import Exporter
 from pipeline.exporter.monitor import Monitor
+from pipeline.exporter.sink import MAX_BYTES, Refused, Sink
 
 log = logging.getLogger(__name__)
 
 ALIVE_SECONDS = 120.0  # a poll whose every statement takes as long as it may is longer than an interval
 REQUEST_SECONDS = 10.0
 NOTHING_YET = "Nothing is counted yet: the database does not answer, or another exporter is at work."
+MAX_BODIES = 4  # at once
 
 
 class Service:
     """Serves *exporter* while a thread polls. Before its turn it is alive and not ready."""
 
-    def __init__(self, exporter: Exporter, monitor: Monitor, *, host: str, port: int, interval_seconds: float) -> None:
-        self._exporter, self._monitor, self._interval = exporter, monitor, interval_seconds
+    def __init__(
+        self,
+        exporter: Exporter,
+        monitor: Monitor,
+        alerts: Alerts | None = None,
+        *,
+        host: str,
+        port: int,
+        interval_seconds: float,
+    ) -> None:
+        self._exporter, self._monitor, self._alerts, self._interval = exporter, monitor, alerts, interval_seconds
+        self.sink = Sink()
+        self.bodies = threading.BoundedSemaphore(MAX_BODIES)
         self.stop = threading.Event()
         self._beat = time.monotonic()
         self._server = _Server((host, port), _handler(self))
@@ -60,11 +75,26 @@ class Service:
                 return _told(503, NOTHING_YET)
             age = time.time() - self._exporter.polled_at
             return _told(200 if age < 3 * self._interval else 503, f"The last whole poll ended {age:.0f} s ago.")
-        return _told(404, "There are /metrics, /monitor, /healthz and /readyz.")
+        if path == "/alerts":
+            return 200, "application/json", json.dumps(self._alerting()).encode()
+        return _told(404, "There are /metrics, /monitor, /alerts, /healthz and /readyz.")
+
+    def take(self, path: str, body: bytes) -> tuple[int, str, bytes]:
+        """The same of a request that brings *body*."""
+        if path != "/alerts":
+            return _told(404, "There is /alerts to post to.")
+        try:
+            count = self.sink.take(body)
+        except Refused as error:
+            return _told(400, str(error))
+        return _told(200, f"Took {count} alerts.")
+
+    def _alerting(self) -> list[dict[str, Any]]:
+        return [*(self._alerts.listing if self._alerts else ()), *self.sink.listing()]
 
     def _monitored(self, query: str) -> tuple[int, str, bytes]:
         try:
-            document = self._monitor.answer(query)
+            document = self._monitor.answer(query, self._alerting())
         except ConfigError as error:
             return _told(400, str(error))
         if document is None:
@@ -110,10 +140,28 @@ def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path, _, query = self.path.partition("?")
-            status, kind, body = service.answer(path, query, self.headers.get("Accept", ""))
+            self._answer(*service.answer(path, query, self.headers.get("Accept", "")))
+
+        def do_POST(self) -> None:
+            length = self.headers.get("Content-Length", "")
+            if not length.isascii() or not length.isdigit() or int(length) > MAX_BYTES:
+                self.close_connection = True  # what is not read would be the next request
+                self._answer(*_told(413 if length.isdigit() else 411, f"Content-Length: 0 to {MAX_BYTES:,} is taken."))
+            elif not service.bodies.acquire(blocking=False):
+                self.close_connection = True
+                self._answer(*_told(503, "Others post just now. Try again."))
+            else:
+                try:
+                    self._answer(*service.take(self.path.partition("?")[0], self.rfile.read(int(length))))
+                finally:
+                    service.bodies.release()
+
+        def _answer(self, status: int, kind: str, body: bytes) -> None:
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
+            if self.close_connection:
+                self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(body)
 

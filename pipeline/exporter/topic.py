@@ -24,6 +24,11 @@ class Topic:
     bodies_of: frozenset[str] = frozenset()  # event types whose whole text `count` reads
     problems: Mapping[str, str] = {}  # the exporter's, of all its collectors: what was wrong with the last poll of each
 
+    @property
+    def is_urgent(self) -> bool:
+        """True if what it has to save should not wait for the next time."""
+        return False
+
     def count(self, batch: Batch) -> None:
         """Count events, each of which comes once. It asks nothing and must not fail."""
 
@@ -32,6 +37,9 @@ class Topic:
 
     def adopt(self, database: Database) -> None:
         """Begin without a past."""
+
+    def close(self) -> None:
+        """Do nothing more: the last `dump` follows."""
 
     def dump(self) -> Any:
         return None

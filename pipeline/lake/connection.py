@@ -5,7 +5,6 @@ What is in the lake (tables, columns, sizes) is `catalogue`; reading by untruste
 
 import importlib.util
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -15,21 +14,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import duckdb
-import stamina
 
 from pipeline.aws import VARIABLES, credentials
 from pipeline.errors import LakeConflict, LakeError, LakeRejected, LakeUnavailable
+from pipeline.retries import retry_context
 from pipeline.settings import Role, Settings
-
-log = logging.getLogger(__name__)
-
-
-def _log_retry(details: stamina.instrumentation.RetryDetails) -> None:
-    log.info("%s Again in %.1f s.", details.caused_by, details.wait_for)
-
-
-# Where structlog is installed stamina prints to stdout, into the output of `--json`.
-stamina.instrumentation.set_on_retry_hooks([_log_retry])
 
 EXTENSIONS = ("ducklake", "postgres_scanner", "httpfs")
 TRANSACTION_ATTEMPTS = 8
@@ -161,7 +150,7 @@ class Lake:
             LakeConflict: when other writers won every time.
             LakeError: as `errors` translates; nothing was committed.
         """
-        for attempt in stamina.retry_context(
+        for attempt in retry_context(
             on=LakeConflict, attempts=TRANSACTION_ATTEMPTS, timeout=None, wait_initial=0.05, wait_max=2, wait_jitter=0.2
         ):
             with attempt, self.errors(f"Writing {asset}"):
@@ -225,9 +214,7 @@ class Lake:
         # No address in the path: duckdb_databases() shows it, and so does the error of a failed ATTACH.
         options = ["META_SECRET 'catalogue'", f"DATA_PATH {sql_text(path)}", "DATA_INLINING_ROW_LIMIT 0"]
         options += ["READ_ONLY"] * read_only
-        for attempt in stamina.retry_context(
-            on=LakeConflict, attempts=TRANSACTION_ATTEMPTS, timeout=None, wait_initial=0.1
-        ):
+        for attempt in retry_context(on=LakeConflict, attempts=TRANSACTION_ATTEMPTS, timeout=None, wait_initial=0.1):
             with attempt, self.errors("Opening the lake"):
                 self.connection.execute(f"ATTACH IF NOT EXISTS 'ducklake:postgres:' AS lake ({', '.join(options)})")
                 self.connection.execute("USE lake")

@@ -113,7 +113,7 @@ def test_an_alert_says_how_bad_it_is_and_what_it_is_about(file: Path):
 
 def test_every_command_of_a_runbook_is_one_of_ours():
     text = "\n".join(path.read_text() for path in (DEPLOY / "runbooks").glob("*.md"))
-    used = set(re.findall(r"(?<![\w.-])millrace ((?:lake |sources )?[a-z-]+)", text))
+    used = set(re.findall(r"(?<![\w.-])millrace ((?:alerts |lake |sources )?[a-z-]+)", text))
 
     known = set()
     for name, command in main.commands.items():

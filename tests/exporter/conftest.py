@@ -8,10 +8,12 @@ import dagster as dg
 import psycopg2
 import pytest
 
+from pipeline.exporter.alerts import Alerts
 from pipeline.exporter.database import Database
 from pipeline.exporter.exporter import Exporter
 from pipeline.exporter.metrics import Registry
 from pipeline.exporter.monitor import Monitor
+from pipeline.exporter.outbox import Outbox
 from pipeline.exporter.topics import build_topics
 from pipeline.operate.database import connect
 from pipeline.operate.instance import ensure_instance, open_instance
@@ -29,13 +31,19 @@ Figures = Callable[..., float | None]
 class Watched:
     """An exporter, and the figures that a scrape would read."""
 
-    def __init__(self, settings: Settings, *, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, clock: Callable[[], float] | None = None, outbox: Outbox | None = None
+    ) -> None:
+        """With *outbox* it evaluates alerts too, and that is how people are told."""
         self.settings = settings
         self.workspace: dict[str, Any] = NOTHING
         self.database = Database(settings)
         self.registry = Registry()
         self.monitor = Monitor(self.registry, settings)
         topics = [*build_topics(self.registry, settings, lambda _: self.workspace), self.monitor]
+        if outbox:
+            self.alerts = Alerts(self.registry, outbox)
+            topics = [*topics, self.alerts]
         options = {"clock": clock} if clock else {}
         self.exporter = Exporter(self.registry, self.database, topics, version="test", **options)
 

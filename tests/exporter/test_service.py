@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -26,7 +27,10 @@ from pipeline.cli import main; sys.argv[1:] = ["serve", "metrics"]; main()"""
 class Process:
     """``millrace serve metrics`` on a free port."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, *, program: str = PROGRAM, output: Path | None = None, **environment: str
+    ) -> None:
+        self._program, self._output = program, output
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -38,11 +42,17 @@ class Process:
             "MILLRACE_METRICS_PORT": self.address.rpartition(":")[2],
             "MILLRACE_METRICS_INTERVAL_SECONDS": "0.1",
             "MILLRACE_WEBSERVER_URL": "http://127.0.0.1:9",  # nobody answers there
+            **environment,
         }
         self.start()
 
     def start(self) -> None:
-        self._process = subprocess.Popen([sys.executable, "-c", PROGRAM], env=self._environment)
+        command = [sys.executable, "-c", self._program]
+        if self._output is None:
+            self._process = subprocess.Popen(command, env=self._environment)
+        else:
+            with self._output.open("ab") as stdout:
+                self._process = subprocess.Popen(command, env=self._environment, stdout=stdout)
 
     def end(self, number: int) -> int:
         self._process.send_signal(number)
@@ -74,12 +84,12 @@ def process(settings: Settings, watched: Watched) -> Iterator[Process]:
     watched.exporter.save()
     watched.database.close()
     started = Process(settings)
-    started.until(lambda: _status(started, "/healthz") == 200)
+    started.until(lambda: status_of(started, "/healthz") == 200)
     yield started
     started.end(signal.SIGKILL)
 
 
-def _status(process: Process, path: str) -> int:
+def status_of(process: Process, path: str) -> int:
     try:
         return process.get(path).status_code
     except httpx2.HTTPError:

@@ -136,6 +136,7 @@ def test_dagsters_tables_are_not_among_ours(settings: Settings):
     tables = "SELECT table_name FROM information_schema.tables WHERE table_schema = %s"
     assert {name for (name,) in answer(settings, tables, "millrace")} == {
         "alembic_version",
+        "alert_silences",
         "backups",
         "exporter_state",
         "service_memory",

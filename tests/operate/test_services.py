@@ -159,6 +159,10 @@ def test_the_exporter_counts_that_run_and_knows_what_else_there_is(platform: Set
     for name in services.SERVICES:
         assert found[f'millrace_service_memory_working_set_bytes{{service="{name}"}}'] > 20_000_000
         assert found[f'millrace_service_memory_limit_bytes{{service="{name}"}}'] == platform.service_memory_gib * GIB
+    # There is no Prometheus here: it evaluates the alerts, and nobody has to be told of any.
+    assert found['dagster_exporter_last_success_timestamp_seconds{collector="alerts"}'] > 0
+    with urllib.request.urlopen(f"http://127.0.0.1:{platform.metrics_port}/alerts", timeout=20) as response:
+        assert [item for item in json.load(response) if item["state"] == "firing"] == []
 
 
 def test_a_second_up_changes_nothing_and_says_so(platform: Settings) -> None:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.utils import formatdate, getaddresses, make_msgid
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -258,17 +258,15 @@ def _post(channel: str, url: SecretStr | None, body: Any, headers: Mapping[str, 
     address, variable = _revealed(url), f"MILLRACE_NOTIFY_{channel.upper()}_URL"
     if not address:
         raise ConfigError(f"Notifying by {channel}: it has no address. Set {variable}.")
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"Notifying by {channel}: its address is not one of http(s). Correct {variable}.")
-    doing = f"Notifying by {channel} at {parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    request = urllib.request.Request(  # noqa: S310  (the scheme was looked at)
-        address,
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json", "User-Agent": "millrace", **(headers or {})},
-        method="POST",
-    )
+    doing = f"Notifying by {channel}"
     try:
+        doing += f" at {_server(address)}"
+        request = urllib.request.Request(  # noqa: S310  (`_server` looked at the scheme)
+            address,
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", "User-Agent": "millrace", **(headers or {})},
+            method="POST",
+        )
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=ANSWER_SECONDS):
             return
     except urllib.error.HTTPError as error:
@@ -276,12 +274,24 @@ def _post(channel: str, url: SecretStr | None, body: Any, headers: Mapping[str, 
         if error.code in LATER or error.code >= 500:
             raise NotifyUnavailable(f"{answered}.") from None
         raise NotifyRejected(f"{answered}. Correct {variable}, or what it wants of who sends.") from None
-    except (OSError, HTTPException, ValueError) as error:
+    except (ValueError, InvalidURL):  # their texts show what is wrong, and that is the secret
+        raise ConfigError(
+            f"{doing}: its address is none of http(s), or a character of it or of a token cannot be sent. Correct {variable}."
+        ) from None
+    except (OSError, HTTPException) as error:
         problem = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(problem, ssl.SSLCertVerificationError):
             raise NotifyRejected(f"{doing}: {_distrust(problem)}") from None
         said = _without(f"{problem}" or type(problem).__name__, address)
         raise NotifyUnavailable(f"{doing}: {said}. Look whether it runs, and at {variable}.") from None
+
+
+def _server(address: str) -> str:
+    """The part of *address* that may be shown. Raises ValueError if it is not one of http(s)."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError
+    return f"{parts.scheme}://{parts.hostname}:{parts.port}" if parts.port else f"{parts.scheme}://{parts.hostname}"
 
 
 def _body(error: urllib.error.HTTPError) -> str:
@@ -317,10 +327,14 @@ def _email(settings: Settings, message: Message) -> None:
         raise NotifyRejected(f"{doing}: {_distrust(error)}") from None
     except ssl.SSLError as error:
         raise _smtp_error(f"{doing}: {error}", "MILLRACE_SMTP_SECURITY and MILLRACE_SMTP_PORT", later=False) from None
-    except (OSError, smtplib.SMTPException) as error:  # no answer, or one that is cut off
-        raise _smtp_error(
-            f"{doing}: {error or type(error).__name__}", "MILLRACE_SMTP_HOST and MILLRACE_SMTP_PORT", later=True
+    except UnicodeError:  # its text shows a part of the password
+        raise ConfigError(
+            f"{doing}: the host, the user, the password or an address has a character that cannot be sent."
         ) from None
+    except OSError as error:  # no answer, or one that is cut off; or else a login that is none of those we know
+        later = not isinstance(error, smtplib.SMTPException) or isinstance(error, smtplib.SMTPServerDisconnected)
+        said = f"{doing}: {f'{error}' or type(error).__name__}"
+        raise _smtp_error(said, "MILLRACE_SMTP_HOST, MILLRACE_SMTP_PORT and MILLRACE_SMTP_USER", later=later) from None
     if refused:
         raise NotifyRejected(f"{doing}: {_refusals(refused)}; the others got it. Correct MILLRACE_NOTIFY_EMAIL_TO.")
 
@@ -336,12 +350,16 @@ def _mail(settings: Settings, message: Message) -> EmailMessage:
     recipients = [address for _, address in getaddresses([settings.notify_email_to]) if address]
     if wrong := [address for address in recipients if "@" not in address]:
         raise ConfigError(f"Notifying by email: {', '.join(wrong)} is no address. Correct MILLRACE_NOTIFY_EMAIL_TO.")
+    sender = settings.notify_email_from or (settings.smtp_user if "@" in settings.smtp_user else "")
     mail = EmailMessage()
     mail["Subject"] = message.subject
-    mail["From"] = settings.notify_email_from or (
-        settings.smtp_user if "@" in settings.smtp_user else f"millrace@{socket.gethostname()}"
-    )
-    mail["To"] = ", ".join(recipients)
+    try:
+        mail["From"] = sender or f"millrace@{socket.gethostname()}"
+        mail["To"] = ", ".join(recipients)
+    except ValueError as error:
+        raise ConfigError(
+            f"Notifying by email: {error}. Correct MILLRACE_NOTIFY_EMAIL_FROM and MILLRACE_NOTIFY_EMAIL_TO."
+        ) from None
     mail["Date"] = formatdate()
     mail["Message-ID"] = make_msgid(domain="millrace")
     mail["Auto-Submitted"] = "auto-generated"  # or an absent reader's program answers it
@@ -403,8 +421,11 @@ def _common(each: Iterable[dict[str, str]]) -> dict[str, str]:
 
 
 def shown_time(at: datetime) -> str:
-    """In UTC, to the second; empty for `NEVER`."""
-    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if at.year > 1 else ""
+    """In UTC, to the second; empty for `NEVER`, and for what is past the calendar in UTC."""
+    try:
+        return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if at.year > 1 else ""
+    except OverflowError:
+        return ""
 
 
 def _revealed(secret: SecretStr | None) -> str:

@@ -84,8 +84,8 @@ def test_a_webhook_that_fails_for_a_moment_is_tried_again_and_one_that_refuses_i
 
 def test_a_redirect_is_not_followed_with_the_token():
     with webhook() as server, webhook() as elsewhere:
-        server.answers, server.headers = [(307, "")], {"Location": elsewhere.url}
-        with pytest.raises(NotifyRejected, match="307"):
+        server.answers, server.headers = [(302, "")], {"Location": elsewhere.url}
+        with pytest.raises(NotifyRejected, match="302"):
             notify(made(notify_webhook_url=server.url, notify_webhook_token=SECRET), "Hello", channel="webhook")
 
     assert not elsewhere.posts
@@ -117,6 +117,21 @@ def test_no_secret_is_in_a_log_an_error_or_a_traceback(caplog: pytest.LogCapture
                 assert SECRET not in repr(settings)
     assert "Again in" in caplog.text
     assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "url", [f"http://[{SECRET}", f"http://x:y/{SECRET}", f"http://x/{SECRET}\x7f", f"http://x/{SECRET}é", f"//{SECRET}"]
+)
+def test_an_address_that_is_none_is_a_setting_to_correct_and_is_not_shown(url: str):
+    with pytest.raises(ConfigError, match="Correct MILLRACE_NOTIFY_SLACK_URL") as refused:
+        notify(made(notify_slack_url=url), "Hello", channel="slack")
+    assert SECRET not in "".join(traceback.format_exception(refused.value))
+
+
+def test_a_token_that_cannot_be_sent_is_not_shown():
+    with webhook() as server, pytest.raises(ConfigError, match="or of a token") as refused:
+        notify(made(notify_webhook_url=server.url, notify_webhook_token=f"{SECRET}\nx"), "Hello", channel="webhook")
+    assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
 def test_a_server_whose_certificate_nobody_trusts_is_refused_with_the_remedy(tmp_path: Path):
@@ -284,6 +299,8 @@ def test_what_a_mail_server_refuses_is_not_tried_again_and_names_the_setting(
     [
         ({"smtp_host": "localhost"}, "set both MILLRACE_SMTP_HOST and MILLRACE_NOTIFY_EMAIL_TO"),
         ({"smtp_host": "x", "notify_email_to": "nobody"}, "nobody is no address"),
+        ({"smtp_host": "x", "notify_email_to": "a@b.test", "notify_email_from": "a@b\nBcc: c@d"}, "Correct MILLRACE_NOTIFY_EMAIL_FROM"),
+        ({"smtp_host": "x" * 70, "notify_email_to": "a@b.test"}, "character that cannot be sent"),
         ({"smtp_host": "x", "notify_email_to": "a@b.test", "smtp_security": "none", "smtp_user": "u"}, "send the password"),
     ],
 )  # fmt: skip
@@ -345,3 +362,4 @@ def test_deliver_is_as_send_where_a_webhook_is_configured():
 def test_times_are_told_in_utc():
     assert module.shown_time(datetime(2026, 11, 22, 8, tzinfo=UTC)) == "2026-11-22T08:00:00Z"
     assert module.shown_time(module.NEVER) == ""
+    assert module.shown_time(datetime.fromisoformat("9999-12-31T23:59:59-12:00")) == ""

@@ -19,7 +19,7 @@ FAILED_LATELY_SECONDS = 86400.0
 SILENT_DAEMON_SECONDS = 180.0  # Dagster itself calls it healthy for half an hour
 WORKSPACE_SECONDS = 60.0  # between two questions to the webserver
 
-Labels = tuple[tuple[str, str], ...]  # by name
+Labels = tuple[tuple[str, str], ...]  # name and value of each
 Found = dict[Labels, float]  # what is too much → how much it is
 Job = tuple[str, str]
 
@@ -35,8 +35,12 @@ class Figures:
     def series(self, name: str, **where: str) -> Found:
         """Value by labels of the series of *name* that have the labels *where*."""
         metric = self.registry[name]
-        labelled = ((tuple(zip(metric.labels, key, strict=True)), value) for key, value in metric.series.items())
-        return {labels: float(value) for labels, value in labelled if where.items() <= dict(labels).items()}
+        places = [(metric.labels.index(label), wanted) for label, wanted in where.items()]
+        return {
+            tuple(zip(metric.labels, key, strict=True)): float(value)
+            for key, value in metric.series.items()
+            if all(key[place] == wanted for place, wanted in places)
+        }
 
     def threshold(self, name: str) -> float:
         """Past everything where there is none."""

@@ -164,6 +164,7 @@ class Alerts(Topic):
             book.group = None
             return
         group = book.group = book.group or Group(due=now + WAIT_SECONDS)
+        group.due = min(group.due, now + INTERVAL_SECONDS)  # a clock that was set back would hold it up for long
         if now < group.due:
             return
         is_news = bool(over) or not all(active.is_told for active in firing)
@@ -191,7 +192,6 @@ def follow(book: Book, found: Found, now: float) -> None:
                 break
             active = book.active[labels] = Active(labels, now, value)
         active.value, active.over_at = value, None
-        active.since = min(active.since, now)  # the clock may have jumped back
         if active.fired_at is None and now - active.since >= book.rule.for_seconds:
             active.fired_at = now
     for labels, active in list(book.active.items()):

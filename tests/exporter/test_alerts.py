@@ -24,6 +24,7 @@ from pipeline.notify import Message
 from pipeline.operate.silences import InDatabase
 from pipeline.settings import Settings
 from tests.exporter.conftest import Watched
+from tests.exporter.test_runs import _job, _started
 from tests.receivers import Webhook, wait_until, webhook
 
 
@@ -125,6 +126,30 @@ def test_runs_that_fail_are_told_once_and_once_that_it_is_over_whatever_restarts
     assert receiver.bodies[1]["alerts"][0]["startsAt"] == alert["startsAt"]
     assert receiver.bodies[1]["groupKey"] == receiver.bodies[0]["groupKey"]
     assert not watched.alerts.listing
+    watched.alerts.close()
+
+
+def test_what_a_webhook_that_is_down_did_not_get_it_gets_after_a_restart(
+    settings: Settings, receiver: Webhook, instance: dg.DagsterInstance
+):
+    settings, clock = to(settings, receiver), Clock()
+    receiver.answers = [(503, "")] * 1_000
+    watched = Watched(settings, clock=clock, outbox=Outbox(settings)).start()
+    instance.handle_new_event(_started(instance.create_run_for_job(_job())))
+    for seconds in (400, 61, WAIT_SECONDS + 1):
+        clock.pass_by(seconds)
+        watched.poll()
+    wait_until(lambda: receiver.posts)
+    watched.alerts.close()
+    watched.exporter.save()
+    watched.database.close()
+
+    receiver.posts, receiver.answers = [], []
+    watched = Watched(settings, clock=clock, outbox=Outbox(settings)).start()
+    wait_until(lambda: receiver.posts)
+    time.sleep(0.2)
+    assert told(receiver) == [("firing", [("firing", "nothing")])]
+    assert receiver.bodies[0]["commonLabels"]["alertname"] == "MillraceRunSlow"
     watched.alerts.close()
 
 
@@ -336,6 +361,9 @@ def test_a_clock_that_is_set_back_delays_and_breaks_nothing(bench: Bench):
     bench.at(50_090, "a")
     bench.at(50_120, "a")
     assert bench.told() == [("firing", "a")]
+    bench.at(10_000)
+    bench.at(10_000 + INTERVAL_SECONDS)
+    assert bench.told() == [("resolved", "a-")]
 
 
 def test_while_a_service_is_away_nobody_is_told_of_the_rest(settings: Settings):

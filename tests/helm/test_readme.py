@@ -23,6 +23,7 @@ FREE = {
     "podAnnotations",
     "annotations",
     "auth",
+    "labels",
     "quota",
     "resources",
 }

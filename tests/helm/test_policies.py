@@ -294,10 +294,10 @@ def test_network_flows_are_exactly_these():
         "test": ([], [DNS, "webserver:3001"]),
         "exporter": (
             ["alertmanager:9464", "monitoring:9464", "prometheus:9464"],
-            [DNS, DATABASE, "webserver:3001"],
+            ["alertmanager:9093", DNS, DATABASE, "webserver:3001"],
         ),
         "prometheus": (["monitoring:9090"], ["alertmanager:9093", DNS, "exporter:9464"]),
-        "alertmanager": (["prometheus:9093"], [DNS, "exporter:9464", "public:443,587"]),
+        "alertmanager": (["exporter:9093", "prometheus:9093"], [DNS, "exporter:9464", "public:443,587"]),
     }
 
 
@@ -310,7 +310,7 @@ def test_an_external_server_and_a_bucket_are_reached_by_who_needs_them():
 
     assert flows["run-worker"] == [DNS, server, PUBLIC, "public:443,80"]
     assert flows["backup"] == [DNS, server, PUBLIC]
-    assert flows["exporter"] == [DNS, server, "webserver:3001"]
+    assert flows["exporter"] == ["any:443", DNS, server, "webserver:3001"]  # the ingress, for its certificate
     assert flows["daemon"] == ["10.41.0.1/32:6443", "code:4000", DNS, server, PUBLIC]
 
 

@@ -17,6 +17,10 @@
 {{- range $rule := .rules -}}
 {{- $expr := regexReplaceAll (print $name `\{`) $rule.expr (printf "${1}{%s," $selector) -}}
 {{- $expr = regexReplaceAll (print $name `([^\w:{]|$)`) $expr (printf "${1}{%s}${2}" $selector) -}}
+{{- /* What an aggregation makes has the two labels too, as a recorded series has: else the one would not match the other. */ -}}
+{{- $expr = regexReplaceAll `\bby \(` $expr "by (namespace, release, " -}}
+{{- $expr = regexReplaceAll `\b(sum|min|max|avg|count|group|stddev|stdvar|quantile|topk|bottomk)\(` $expr "${1} by (namespace, release) (" -}}
+{{- $expr = regexReplaceAll `\bvector\(([^()]*)\)` $expr (printf `label_replace(label_replace(vector(${1}), "namespace", "%s", "", ""), "release", "%s", "", "")` $.Release.Namespace $.Release.Name) -}}
 {{- $_ := set $rule "expr" (replace ",}" "}" $expr) -}}
 {{- $_ := set $rule "labels" (merge (dict) $labels ($rule.labels | default dict)) -}}
 {{- $override := dict -}}

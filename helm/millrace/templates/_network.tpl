@@ -93,6 +93,14 @@ spec:
 {{ include "millrace.flow.toComponent" (list . "alertmanager" 9093) }}
 {{- end -}}
 
+{{- define "millrace.flow.ownAlertmanager" -}}
+{{ include "millrace.flow" .Values.networkPolicy.alertmanager }}
+{{- end -}}
+
+{{- define "millrace.flow.certificates" -}}
+{{ include "millrace.flow" .Values.networkPolicy.certificates }}
+{{- end -}}
+
 {{- define "millrace.flow.receivers" -}}
 {{ include "millrace.flow" .Values.networkPolicy.receivers }}
 {{- end -}}

@@ -301,6 +301,8 @@ class Prometheus:
 
     def ask(self, path: str, **parameters: Any) -> Any:
         answer = httpx2.get(f"http://127.0.0.1:{self._port}/api/v1/{path}", params=parameters, timeout=10)
+        if answer.status_code == 503:  # it is starting, and says so in plain text
+            answer.raise_for_status()
         document = answer.json()
         assert document["status"] == "success", (document.get("error"), parameters)
         return document["data"]

@@ -148,6 +148,24 @@ def run(select: str, partition: str | None, full: bool, as_json: bool) -> None:
     sys.exit(0 if summary.succeeded else 1)
 
 
+@main.command()
+@click.option("--days", default=14.0, show_default=True, type=click.FloatRange(1, 366), help="How far to look back.")
+@click.option("--job", help="Look at the runs of this job alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
+def advise(days: float, job: str | None, as_json: bool) -> None:
+    """Say what to change to save time and money, with the evidence, and what each asset costs."""
+    import time
+
+    from pipeline.operate.advise import advise as look
+    from pipeline.operate.advise import show
+
+    report = look(_settings(), days=days, now=time.time(), job=job)
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        show(_console(), report)
+
+
 # services
 
 

@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -212,6 +213,11 @@ class Settings(BaseSettings):
     )
     smtp_user: str = Field("", description="Who logs in to the mail server; empty: nobody.")
     smtp_password: SecretStr | None = Field(None, description="Its password.")
+    price_cpu_hour: NonNegativeFloat = Field(
+        0.0405, description="Money for an hour of a core, for `millrace advise`; default: AWS Fargate, us-east-1."
+    )
+    price_gib_hour: NonNegativeFloat = Field(0.00445, description="Money for an hour of a GiB of memory, likewise.")
+    price_currency: str = Field("USD", description="What the two prices are in.")
     service_memory_gib: PositiveFloat = Field(2.0, description="Memory cap of each process of `millrace up`, GiB.")
     commit: str = Field("", description="Commit that an image was built from.")
 

@@ -38,7 +38,7 @@ def millrace(environment: dict[str, str], *arguments: str, code: int = 0) -> sub
 
 
 def test_every_command_has_help() -> None:
-    groups = {"": ["alerts", "backup", "backups", "check", "down", "env", "generate-data", "init", "lake", "migrate", "monitor",
+    groups = {"": ["advise", "alerts", "backup", "backups", "check", "down", "env", "generate-data", "init", "lake", "migrate", "monitor",
                    "restore", "run", "serve", "sources", "sql", "status", "up", "verify", "version", "wait-database"]}  # fmt: skip
     groups["alerts"] = ["list", "silence", "silences", "test", "unsilence"]
     groups["sources"] = ["check", "discover", "install", "list", "preview"]

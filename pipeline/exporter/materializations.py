@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any
 
 from pipeline.exporter.baseline import Baseline
+from pipeline.exporter.compute import Compute
 from pipeline.exporter.metrics import MAX_SERIES, Registry
 from pipeline.exporter.runs import ENDS as RUN_ENDS
 from pipeline.exporter.tail import Event
@@ -55,6 +56,7 @@ class Materializations(Topic):
             "Distance of the last row count from the median before, in their spread.",
             ASSET,
         )
+        self.compute = Compute(registry)
         self.duration = Baseline(registry, "dagster_asset_duration", "the asset's successful steps", ASSET)
         self._planned: dict[str, set[str]] = {}
         self._steps: dict[tuple[str, str], float] = {}
@@ -62,12 +64,12 @@ class Materializations(Topic):
 
     def start_asset(self, asset: str, location: str) -> None:
         """Have the asset's series before anything happens to it."""
-        for metric in (self.materializations, self.observations, self.failures):
+        for metric in (self.materializations, self.observations, self.failures, self.compute.seconds):
             metric.start(asset, location)
 
     def forget_assets(self, gone: set[tuple[str, str]]) -> None:
         """Remove the series of assets that their locations do not have any more."""
-        for metric in (self.materializations, self.observations, self.failures):
+        for metric in (self.materializations, self.observations, self.failures, self.compute.seconds):
             metric.forget_all((*ASSET, "code_location"), gone)
         moved = {asset for asset, _ in self.materializations.series}
         away = {(asset,) for asset, _ in gone if asset not in moved}
@@ -80,6 +82,8 @@ class Materializations(Topic):
     def count(self, batch: Batch) -> None:
         for event in batch.events:
             location = batch.runs[event.run_id].location if event.run_id in batch.runs else ""
+            numbers = numbers_of(event) if event.type == "ASSET_MATERIALIZATION" else {}
+            self.compute.count(event, location, numbers)
             if event.type == "STEP_START" and event.step:
                 self._steps[(event.run_id, event.step)] = event.at
                 if len(self._steps) > MAX_PLANS:
@@ -91,7 +95,7 @@ class Materializations(Topic):
                     del self._planned[next(iter(self._planned))]
             elif event.type == "ASSET_MATERIALIZATION" and event.asset:
                 self._planned.get(event.run_id, set()).discard(event.asset)
-                self._materialized(event, event.asset, location)
+                self._materialized(event, event.asset, location, numbers)
             elif event.type == "ASSET_OBSERVATION" and event.asset:
                 self.observations.add(event.asset, location)
             elif event.type in RUN_ENDS:
@@ -100,16 +104,15 @@ class Materializations(Topic):
                     for asset in missed:
                         self.failures.add(asset, location)
 
-    def _materialized(self, event: Event, asset: str, location: str) -> None:
+    def _materialized(self, event: Event, asset: str, location: str, numbers: dict[str, float]) -> None:
         self.start_asset(asset, location)
         self.materializations.add(asset, location)
         self.last.set(max(event.at, self.last.series.get((asset,), 0.0)), asset)
         began = self._steps.pop((event.run_id, event.step or ""), None)
         if began is not None:  # the first asset of a step: of several the step's time is that of all
             self.duration.observe((asset,), max(event.at - began, 0.0))
-        found = _numbers(event)
-        if ROW_COUNT in found:
-            self._count_rows(asset, int(found[ROW_COUNT]))
+        if ROW_COUNT in numbers:
+            self._count_rows(asset, int(numbers[ROW_COUNT]))
 
     def _count_rows(self, asset: str, rows: int) -> None:
         self.rows.set(rows, asset)
@@ -131,6 +134,7 @@ class Materializations(Topic):
             "steps": [[*key, at] for key, at in self._steps.items()],
             "rows": {asset: list(history) for asset, history in self._row_counts.items()},
             "duration": self.duration.dump(),
+            "compute": self.compute.dump(),
         }
 
     def load(self, dumped: Any) -> None:
@@ -138,9 +142,10 @@ class Materializations(Topic):
         self._steps = {(run_id, step): at for run_id, step, at in dumped["steps"]}
         self._row_counts = {asset: deque(history, maxlen=USUAL) for asset, history in dumped["rows"].items()}
         self.duration.load(dumped["duration"])
+        self.compute.load(dumped.get("compute", ()))  # what an older version saved has none
 
 
-def _numbers(event: Event) -> dict[str, float]:
+def numbers_of(event: Event) -> dict[str, float]:
     """The metadata of a materialisation that are numbers, by label."""
     entries = (event.data.get("materialization") or {}).get("metadata_entries") or ()
     values = {entry["label"]: (entry.get("entry_data") or {}).get("value") for entry in entries}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.exporter import thresholds
+from pipeline.exporter import prices, thresholds
 from pipeline.exporter.asset_checks import AssetChecks
 from pipeline.exporter.backfills import Backfills
 from pipeline.exporter.daemons import Daemons
@@ -26,6 +26,7 @@ from pipeline.settings import Settings
 def build_topics(registry: Registry, settings: Settings, ask: Ask) -> Sequence[Topic]:
     """All topics with their metrics in *registry*; *ask* answers GraphQL."""
     thresholds.publish(registry, settings)
+    prices.publish(registry, settings)
     runs, steps, ticks, daemons = Runs(registry), Steps(registry), Ticks(registry), Daemons(registry)
     assets, checks = Materializations(registry), AssetChecks(registry)
     workspace = Workspace(

@@ -117,14 +117,24 @@ def end_session(settings: Settings) -> Callable[[], None]:
 def event(sql: Callable[..., None]) -> Callable[..., None]:
     """Puts an event into the log as it would be stored."""
 
-    def put(kind: str, run_id: str = "r1", *, at: float = 1_700_000_000.0, body: str = "{}") -> None:
+    def put(
+        kind: str,
+        run_id: str = "r1",
+        *,
+        at: float = 1_700_000_000.0,
+        body: str = "{}",
+        step: str | None = None,
+        asset: str | None = None,
+    ) -> None:
         sql(
-            "INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp) "
-            "VALUES (%s, %s, %s, to_timestamp(%s) AT TIME ZONE 'UTC')",
+            "INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key, asset_key) "
+            "VALUES (%s, %s, %s, to_timestamp(%s) AT TIME ZONE 'UTC', %s, %s)",
             run_id,
             body,
             kind,
             at,
+            step,
+            asset,
         )
 
     return put

@@ -1,6 +1,8 @@
 """Runs of a real Dagster, as a scrape shows them afterwards."""
 
+import json
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dagster as dg
@@ -185,3 +187,49 @@ def test_what_started_a_run_is_told_by_its_tags(
 
     assert watched.value("dagster_runs_created_total", code_location="somewhere", trigger=trigger) == 1
     assert watched.value("dagster_run_retries_total", code_location="somewhere") == (1 if trigger == "retry" else 0)
+
+
+@dg.multi_asset(specs=[dg.AssetSpec("slow"), dg.AssetSpec("swift")])
+def together() -> Iterator[dg.MaterializeResult[None]]:
+    time.sleep(0.2)
+    yield dg.MaterializeResult("slow", metadata={"Execution Duration": 3.0})
+    yield dg.MaterializeResult("swift", metadata={"Execution Duration": 1.0})
+
+
+@dg.asset
+def lost() -> None:
+    time.sleep(0.1)
+    raise ValueError("on purpose")
+
+
+def test_the_time_of_a_step_is_its_assets_by_what_they_tell_and_a_failed_one_has_cost_it_too(
+    watched: Watched, instance: dg.DagsterInstance
+):
+    def seconds(asset: str) -> float:
+        return watched.value("dagster_asset_compute_seconds_total", asset_key=asset) or 0.0
+
+    dg.materialize([together], instance=instance)
+    dg.materialize([lost], instance=instance, raise_on_error=False)
+    watched.poll()
+
+    assert 0.2 <= seconds("slow") + seconds("swift") < 5
+    assert seconds("slow") == pytest.approx(3 * seconds("swift"))
+    assert 0.1 <= seconds("lost") < 5
+    assert watched.value("millrace_price_cpu_hour") == watched.settings.price_cpu_hour
+    assert watched.value("millrace_price_gib_hour") == watched.settings.price_gib_hour
+
+
+def test_a_step_that_is_under_way_at_a_restart_is_counted_once_when_its_run_is_killed(
+    watched: Watched, event: Callable[..., None]
+):
+    planned = json.dumps(["a"])
+    event("ASSET_MATERIALIZATION_PLANNED", at=100, step="make", asset=planned)
+    event("STEP_START", at=110, step="make")
+    watched.poll()
+    watched.exporter.save()
+    second = watched.again().start()
+    event("PIPELINE_FAILURE", at=140)
+    event("PIPELINE_FAILURE", at=150)
+    second.poll()
+
+    assert second.value("dagster_asset_compute_seconds_total", asset_key="a") == 30

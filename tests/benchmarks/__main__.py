@@ -1,6 +1,6 @@
 """`make bench`: every figure against a peer or a floor of the same run, as a table and JSON.
 
-``python -m tests.benchmarks [files] [airbyte] [commands] [cluster]`` runs some of them. A missed target is shown as missed.
+``python -m tests.benchmarks [files] [airbyte] [commands] [exporter] [cluster]`` runs some of them. A missed target is shown as missed.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from tests.benchmarks.rows import Row
 
-PARTS = ("commands", "files", "airbyte")
+PARTS = ("commands", "files", "airbyte", "exporter")
 
 
 def main() -> int:

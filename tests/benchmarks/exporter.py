@@ -55,8 +55,8 @@ FLUSH_SECONDS = 11.0  # an idle session tells its times after ten seconds at the
 START_SECONDS = 900.0
 
 
-def run(events: int = EVENTS) -> list[Row]:
-    """The exporter's rows of the table."""
+def run(events: int = EVENTS) -> Iterator[Row]:
+    """The exporter's rows of the table, each when it is measured."""
     with tempfile.TemporaryDirectory(prefix="millrace-bench-") as folder:
         free = shutil.disk_usage(folder).free
         if free < events * 3_000:
@@ -72,9 +72,12 @@ def run(events: int = EVENTS) -> list[Row]:
             short, seconds = costs_of_a_poll(settings), time.perf_counter()
             history.grow(settings, (events - SHORT) // history.EVENTS_OF_A_RUN)
             seconds = time.perf_counter() - seconds
-            rows = [row(f"history, {events:,} events", seconds, "s"), *_pages(short, costs_of_a_poll(settings))]
+            yield row(f"history, {events:,} events", seconds, "s")
+            yield from _pages(short, costs_of_a_poll(settings))
             with _webserver(settings) as address:
-                return rows + _process(settings, address, min(events, CAUGHT_UP)) + _rival(settings, address)
+                yield from _process(settings, address, min(events, CAUGHT_UP))
+                yield from _rival(settings, address)
+            yield _label_values(settings)
         finally:
             stop_embedded(home)
 
@@ -177,8 +180,8 @@ def _value(page: bytes, metric: str) -> float:
     return float(page[start : page.index(b"\n", start)])
 
 
-def _process(settings: Settings, address: str, events: int) -> list[Row]:
-    """Catch-up, scrapes, memory and latency of one process, then what many label values do to it."""
+def _process(settings: Settings, address: str, events: int) -> Iterator[Row]:
+    """Catch-up, scrapes, latency and memory of one process."""
     hours = events / history.EVENTS_OF_A_RUN * history.SECONDS_OF_A_RUN / 3600
     floor = _floor(settings, events)
     _forget(settings)
@@ -186,20 +189,17 @@ def _process(settings: Settings, address: str, events: int) -> list[Row]:
     try:
         counted = process.value("dagster_exporter_events_total")
         rate = counted / process.start_seconds
-        rows = [
-            row(f"catch-up, {counted:,.0f} events, its start included", rate, "events/s", peer=floor,
-                target=f">= {EVENTS_PER_SECOND:,}", passed=rate >= EVENTS_PER_SECOND),
-        ]  # fmt: skip
-        rows += _scrapes(process)
-        rows.append(_latency(settings, process))
-        time.sleep(max(SAVE_SECONDS - LATENCY_SECONDS, 0) + INTERVAL)  # a save was among what it did
+        yield row(
+            f"catch-up, {counted:,.0f} events, its start included", rate, "events/s", peer=floor,
+            target=f">= {EVENTS_PER_SECOND:,}", passed=rate >= EVENTS_PER_SECOND,
+        )  # fmt: skip
+        yield from _scrapes(process)
+        yield _latency(settings, process)
+        time.sleep(INTERVAL)  # since the start it has saved once at least
         _, peak = process.megabytes()
-        rows.append(
-            row(f"memory at most, {history.SHOPS} jobs", peak, "MB", target=f"< {MEMORY_MB}", passed=peak < MEMORY_MB)
-        )
+        yield row(f"memory at most, {history.SHOPS} jobs", peak, "MB", target=f"< {MEMORY_MB}", passed=peak < MEMORY_MB)
     finally:
         process.end()
-    return [*rows, _label_values(settings)]
 
 
 def _floor(settings: Settings, events: int) -> float:
@@ -217,9 +217,8 @@ def _floor(settings: Settings, events: int) -> float:
             last, count = page[-1][0], count + len(page)
 
 
-def _scrapes(process: Process) -> list[Row]:
+def _scrapes(process: Process) -> Iterator[Row]:
     """95th percentile of scrapes spread over more than a poll, in both formats."""
-    rows = []
     for name, accept in (("text", "text/plain"), ("OpenMetrics", "application/openmetrics-text; version=1.0.0")):
         taken = []
         for _ in range(SCRAPES):
@@ -230,8 +229,7 @@ def _scrapes(process: Process) -> list[Row]:
         series = sum(not line.startswith(b"#") for line in page.splitlines())
         p95 = _percentile(taken)
         title = f"scrape, {name}, {series:,} series, {len(page) / 1e6:.1f} MB, p95 of {SCRAPES}"
-        rows.append(row(title, p95, "ms", target=f"< {SCRAPE_MS}", passed=p95 < SCRAPE_MS))
-    return rows
+        yield row(title, p95, "ms", target=f"< {SCRAPE_MS}", passed=p95 < SCRAPE_MS)
 
 
 def _latency(settings: Settings, process: Process) -> Row:
@@ -350,7 +348,7 @@ class Rival:
         return answer["data"]
 
 
-def _rival(settings: Settings, address: str) -> list[Row]:
+def _rival(settings: Settings, address: str) -> Iterator[Row]:
     """Time of the database for a minute of polls, ours and a rival's, with the same that is new before each."""
     _forget(settings)
     now, registry, database = itertools.count(time.time(), INTERVAL), Registry(), Database(settings)
@@ -369,13 +367,11 @@ def _rival(settings: Settings, address: str) -> list[Row]:
 
     ours = _database_seconds(settings, poll)
     database.close()
-    rows = []
     for title, assets in (("with assets", True), ("without assets, as its version 0.3", False)):
         theirs = _database_seconds(settings, Rival(address, assets=assets).poll)
         name = f"database time of {POLLS} polls, a GraphQL exporter's to ours, {title}"
         held = {"limit": float(DATABASE_TIME), "target": ">="} if assets else {}
-        rows.append(row(name, theirs * 1000, "ms", peer=ours * 1000, **held))  # type: ignore[arg-type]
-    return rows
+        yield row(name, theirs * 1000, "ms", peer=ours * 1000, **held)  # type: ignore[arg-type]
 
 
 def _database_seconds(settings: Settings, poll: Callable[[], None]) -> float:
@@ -442,4 +438,4 @@ def _percentile(values: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(run(int(sys.argv[1]) if sys.argv[1:] else EVENTS), indent=2) + "\n")
+    sys.stdout.write(json.dumps(list(run(int(sys.argv[1]) if sys.argv[1:] else EVENTS)), indent=2) + "\n")

@@ -172,9 +172,9 @@ def record(settings: Settings) -> None:
 def grow(
     settings: Settings, runs: int, *, shops: int = SHOPS, end: float | None = None, kinds: Sequence[str] = ()
 ) -> int:
-    """Add *runs* that ended, the last of them at *end* (epoch seconds; now), and their ticks. Returns how many events.
+    """Add *runs* that ended, the last of them at *end* (epoch seconds; now), and ticks. Returns how many events.
 
-    Of these only *kinds*, if any are named.
+    If *kinds* are named there are only events of these, and no ticks.
     """
     with _session(settings) as cursor:
         cursor.execute("BEGIN")
@@ -182,7 +182,7 @@ def grow(
         (before,) = cursor.fetchone() or (0,)
         values = {
             "first": before + 1, "last": before + runs, "end": time.time() if end is None else end, "apart": SECONDS_OF_A_RUN,
-            "shops": shops, "failed_of": FAILED_OF, "ticks": TICKS_OF_A_RUN, "schedules": SCHEDULES, "kinds": list(kinds),
+            "shops": shops, "failed_of": FAILED_OF, "ticks": 0 if kinds else TICKS_OF_A_RUN, "schedules": SCHEDULES, "kinds": list(kinds),
         }  # fmt: skip
         cursor.execute(RUNS, values)
         indices = _drop_indices(cursor) if runs >= BULK else []

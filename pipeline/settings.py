@@ -6,6 +6,7 @@ file that ``MILLRACE_<NAME>_FILE`` names.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,10 @@ MEMORY_TAG, CPU_TAG = "millrace/memory", "millrace/cpu"  # of a run, or of an as
 PROFILES_DIR = Path(__file__).parent / "transform"
 GIB = 1 << 30
 EMBEDDED_WEBHOOK_URL = "http://localhost:3000/api/v1/alerts"
+HOST_AND_PORT = re.compile(
+    r"(\[(?P<v6>[0-9A-Fa-f:]+)\]|(?P<host>[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?))(:(?P<port>[1-9]\d{0,4}))?"
+)
+MAX_CERTIFICATE_HOSTS = 20
 
 Role = Literal["millrace", "lake_reader", "exporter"]
 
@@ -218,6 +223,15 @@ class Settings(BaseSettings):
     )
     price_gib_hour: NonNegativeFloat = Field(0.00445, description="Money for an hour of a GiB of memory, likewise.")
     price_currency: str = Field("USD", description="What the two prices are in.")
+    slo_success_ratio: float = Field(
+        0.99,
+        gt=0,
+        lt=1,
+        description="Share of runs that are to succeed: alerts fire at the rate at which the rest is used up.",
+    )
+    certificate_hosts: str = Field(
+        "", description="host or host:port, with commas between: the exporter tells until when their certificates hold."
+    )
     service_memory_gib: PositiveFloat = Field(2.0, description="Memory cap of each process of `millrace up`, GiB.")
     commit: str = Field("", description="Commit that an image was built from.")
 
@@ -246,6 +260,12 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  (resolve() would follow symlinks)
+
+    @field_validator("certificate_hosts", mode="after")
+    @classmethod
+    def _readable(cls, hosts: str) -> str:
+        _addresses_of(hosts)
+        return hosts
 
     @classmethod
     def load(cls) -> "Settings":
@@ -319,6 +339,11 @@ class Settings(BaseSettings):
             return limit // 2
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return min(total // 4, 2 * GIB)
+
+    @property
+    def certificate_addresses(self) -> dict[str, tuple[str, int]]:
+        """Host and port of each of `certificate_hosts`, by what is written there."""
+        return _addresses_of(self.certificate_hosts)
 
     @property
     def thread_count(self) -> int:
@@ -426,6 +451,23 @@ class Settings(BaseSettings):
                 else {}
             ),
         }
+
+
+def _addresses_of(hosts: str) -> dict[str, tuple[str, int]]:
+    """Each of *hosts* as it is written → name or address, and port.
+
+    Raises:
+        ValueError: naming the one that is neither a host nor host:port.
+    """
+    found = {}
+    for name in filter(None, map(str.strip, hosts.split(","))):
+        parts = HOST_AND_PORT.fullmatch(name)
+        if not parts or int(parts["port"] or 443) > 65535:
+            raise ValueError(f"{name!r} is neither a host nor host:port")
+        found[name] = (parts["v6"] or parts["host"], int(parts["port"] or 443))
+    if len(found) > MAX_CERTIFICATE_HOSTS:
+        raise ValueError(f"{len(found)} hosts, of which {MAX_CERTIFICATE_HOSTS} are asked at most")
+    return found
 
 
 @contextmanager

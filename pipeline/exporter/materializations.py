@@ -1,12 +1,15 @@
 """Assets: materialised, observed, failed; when last, and with how many rows."""
 
+import json
 import math
 import statistics
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.exporter.baseline import Baseline
 from pipeline.exporter.compute import Compute
+from pipeline.exporter.database import Database
 from pipeline.exporter.metrics import MAX_SERIES, Registry
 from pipeline.exporter.runs import ENDS as RUN_ENDS
 from pipeline.exporter.tail import Event
@@ -18,6 +21,7 @@ USUAL = 30  # materialisations
 LEAST = 10
 LEAST_SPREAD = 0.05  # of the logarithm
 MAX_PLANS = 20_000  # runs
+PAGE = 500  # assets, whose last events may be long
 
 
 class Materializations(Topic):
@@ -27,7 +31,7 @@ class Materializations(Topic):
     """
 
     name = "assets"
-    bodies_of = frozenset({"ASSET_MATERIALIZATION"})
+    bodies_of = frozenset({"ASSET_MATERIALIZATION", "FRESHNESS_STATE_CHANGE"})
 
     def __init__(self, registry: Registry) -> None:
         located = (*ASSET, "code_location")
@@ -56,6 +60,11 @@ class Materializations(Topic):
             "Distance of the last row count from the median before, in their spread.",
             ASSET,
         )
+        self.freshness = registry.last_value(
+            "dagster_asset_freshness_state",
+            "1 for the state in which the asset's freshness policy found it last: pass, warn, fail.",
+            (*ASSET, "state"),
+        )
         self.compute = Compute(registry)
         self.duration = Baseline(registry, "dagster_asset_duration", "the asset's successful steps", ASSET)
         self._planned: dict[str, set[str]] = {}
@@ -72,12 +81,20 @@ class Materializations(Topic):
         for metric in (self.materializations, self.observations, self.failures, self.compute.seconds):
             metric.forget_all((*ASSET, "code_location"), gone)
         moved = {asset for asset, _ in self.materializations.series}
-        away = {(asset,) for asset, _ in gone if asset not in moved}
-        for value in (self.last, self.rows, self.usual_rows, self.rows_zscore):
-            value.forget_all(ASSET, away)
-        for (asset,) in away:
+        self.forget_past({asset for asset, _ in gone if asset not in moved})
+
+    def forget_past(self, assets: set[str]) -> None:
+        """Remove what is known of the last time of *assets*."""
+        keys = {(asset,) for asset in assets}
+        for value in (self.last, self.rows, self.usual_rows, self.rows_zscore, self.freshness):
+            value.forget_all(ASSET, keys)
+        for asset in assets:
             self._row_counts.pop(asset, None)
             self.duration.forget((asset,))
+
+    def only_past(self) -> set[str]:
+        """Assets of which a start without a past read when they were made last, and nothing came since."""
+        return {asset for (asset,) in self.last.series} - {asset for asset, _ in self.materializations.series}
 
     def count(self, batch: Batch) -> None:
         for event in batch.events:
@@ -98,6 +115,9 @@ class Materializations(Topic):
                 self._materialized(event, event.asset, location, numbers)
             elif event.type == "ASSET_OBSERVATION" and event.asset:
                 self.observations.add(event.asset, location)
+            elif event.type == "FRESHNESS_STATE_CHANGE" and event.asset:
+                self.freshness.forget(asset_key=event.asset)
+                self.freshness.set(1, event.asset, _state(event))
             elif event.type in RUN_ENDS:
                 missed = self._planned.pop(event.run_id, ())
                 if event.type == "PIPELINE_FAILURE":
@@ -128,6 +148,14 @@ class Materializations(Topic):
             self.rows_zscore.set((math.log1p(rows) - centre) / spread, asset)
         history.append(rows)
 
+    def adopt(self, database: Database) -> None:
+        """Know of every asset when it was made last: one that is not made any more would else never be late."""
+        for event in last_materializations(database):
+            if event.asset:
+                self.last.set(event.at, event.asset)
+                if (rows := numbers_of(event).get(ROW_COUNT)) is not None:
+                    self.rows.set(rows, event.asset)
+
     def dump(self) -> Any:
         return {
             "planned": {run_id: sorted(assets) for run_id, assets in self._planned.items()},
@@ -146,7 +174,39 @@ class Materializations(Topic):
 
 
 def numbers_of(event: Event) -> dict[str, float]:
-    """The metadata of a materialisation that are numbers, by label."""
+    """The metadata of a materialisation that are numbers or times, by label; times as epoch seconds."""
     entries = (event.data.get("materialization") or {}).get("metadata_entries") or ()
     values = {entry["label"]: (entry.get("entry_data") or {}).get("value") for entry in entries}
     return {label: float(value) for label, value in values.items() if isinstance(value, int | float)}
+
+
+def _state(event: Event) -> str:
+    """As Dagster tells it: ``FreshnessState.FAIL``."""
+    found = event.data.get("new_state") or {}
+    return str(found.get("__enum__", "")).rpartition(".")[2].lower() or "unknown"
+
+
+def last_materializations(database: Database, *, under: str = "") -> Iterator[Event]:
+    """The newest materialisation of every asset whose key begins with *under*, as Dagster keeps it beside the log."""
+    after = ""
+    while True:
+        rows = database.rows(
+            """SELECT asset_key, last_materialization FROM asset_keys
+               WHERE asset_key > %s AND asset_key LIKE %s AND last_materialization IS NOT NULL
+                 AND (wipe_timestamp IS NULL OR wipe_timestamp < last_materialization_timestamp)
+               ORDER BY asset_key LIMIT %s""",
+            after,
+            f'["{under}",%' if under else "%",
+            PAGE,
+        )
+        for key, body in rows:
+            try:
+                entry = json.loads(body)["event_log_entry"]
+                at = float(entry["timestamp"])
+            except (ValueError, KeyError, TypeError):
+                continue  # a version of long ago kept less of it
+            asset = "/".join(json.loads(key))
+            yield Event(0, entry.get("run_id", ""), "ASSET_MATERIALIZATION", at, asset=asset, body=json.dumps(entry))
+        if len(rows) < PAGE:
+            return
+        after = rows[-1][0]

@@ -2,12 +2,14 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 
 from pipeline.exporter.database import Database
 
 MAX_KEPT = 20_000
 REPOSITORY = ".dagster/repository"
-TAGS = (REPOSITORY, "dagster/schedule_name", "dagster/sensor_name", "dagster/backfill", "dagster/auto_materialize",
+SCHEDULED = ".dagster/scheduled_execution_time"
+TAGS = (REPOSITORY, SCHEDULED, "dagster/schedule_name", "dagster/sensor_name", "dagster/backfill", "dagster/auto_materialize",
         "dagster/from_automation_condition", "dagster/parent_run_id", "dagster/retry_number")  # fmt: skip
 ASSET_JOB = "__ASSET_JOB"
 UNKNOWN = "unknown"
@@ -21,6 +23,7 @@ class RunFacts:
     location: str = UNKNOWN
     trigger: str = "manual"
     is_retry: bool = False
+    scheduled_at: float | None = None  # epoch seconds at which its schedule was to start it
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -59,7 +62,9 @@ def _read(database: Database, run_ids: list[str]) -> dict[str, RunFacts]:
         run_ids,
     )
     return {
-        run_id: RunFacts(job, location_of(tags), trigger_of(tags), "dagster/retry_number" in tags)
+        run_id: RunFacts(
+            job, location_of(tags), trigger_of(tags), "dagster/retry_number" in tags, _time_of(tags.get(SCHEDULED))
+        )
         for run_id, job, tags in rows
     }
 
@@ -80,3 +85,10 @@ def trigger_of(tags: dict[str, str]) -> str:
     if "dagster/schedule_name" in tags:
         return "schedule"
     return "sensor" if "dagster/sensor_name" in tags else "manual"
+
+
+def _time_of(text: str | None) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp() if text else None
+    except ValueError:
+        return None

@@ -59,6 +59,12 @@ class Runs(Topic):
             JOB,
             buckets=WAIT_SECONDS,
         )
+        self.schedule_delay = registry.histogram(
+            "dagster_schedule_run_delay_seconds",
+            "From the moment of the schedule to the start of its run; repetitions are left out.",
+            JOB,
+            buckets=WAIT_SECONDS,
+        )
         self.last_completed = registry.last_value(
             "dagster_run_last_completed_timestamp_seconds", "When a run of the job ended last.", (*JOB, "status")
         )
@@ -91,13 +97,13 @@ class Runs(Topic):
             self.completed.start(location, job, status)
         for reason in REASONS:
             self.failures.start(location, job, reason)
-        for metric in (self.retries, self.duration, self.queue_wait, self.startup):
+        for metric in (self.retries, self.duration, self.queue_wait, self.startup, self.schedule_delay):
             metric.start(location, job)
 
     def forget_jobs(self, gone: set[tuple[str, str]]) -> None:
         """Remove the series of jobs that their locations do not have any more."""
         for metric in (self.created, self.completed, self.failures, self.retries, self.duration, self.queue_wait, self.startup,
-                       self.last_completed, self.last_duration, self.recent_failures, self.recent_runs):  # fmt: skip
+                       self.schedule_delay, self.last_completed, self.last_duration, self.recent_failures, self.recent_runs):  # fmt: skip
             metric.forget_all(JOB, gone)
         for job in gone:
             self._recent.pop(job, None)
@@ -135,6 +141,8 @@ class Runs(Topic):
                 self.queue_wait.observe(max(event.at - life.queued_at, 0.0), *facts.labels)
         elif event.type == "PIPELINE_START" and life.started_at is None:
             life.started_at = event.at
+            if facts.scheduled_at is not None and facts.trigger == "schedule":
+                self.schedule_delay.observe(max(event.at - facts.scheduled_at, 0.0), *facts.labels)
             if life.starting_at is not None:
                 self.startup.observe(max(event.at - life.starting_at, 0.0), *facts.labels)
         elif event.type in ENDS:

@@ -27,5 +27,10 @@ def publish(registry: Registry, settings: Settings) -> None:
             "A service that is away for longer is unavailable.",
             settings.alert_unavailable_seconds,
         ),
+        (
+            "millrace_slo_success_ratio",
+            "Share of runs that are to succeed; what is left of one is the error budget.",
+            settings.slo_success_ratio,
+        ),
     ):
         registry.gauge(name, text).set(value)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pipeline.exporter import prices, thresholds
 from pipeline.exporter.asset_checks import AssetChecks
 from pipeline.exporter.backfills import Backfills
+from pipeline.exporter.certificates import Certificates
 from pipeline.exporter.daemons import Daemons
 from pipeline.exporter.database import Database
 from pipeline.exporter.lake import LakeTables
@@ -14,6 +15,7 @@ from pipeline.exporter.pools import Pools
 from pipeline.exporter.resources import Resources
 from pipeline.exporter.runs import Runs
 from pipeline.exporter.services import Services
+from pipeline.exporter.sources import Sources
 from pipeline.exporter.steps import Steps
 from pipeline.exporter.storage import Storage
 from pipeline.exporter.ticks import Ticks
@@ -28,12 +30,13 @@ def build_topics(registry: Registry, settings: Settings, ask: Ask) -> Sequence[T
     thresholds.publish(registry, settings)
     prices.publish(registry, settings)
     runs, steps, ticks, daemons = Runs(registry), Steps(registry), Ticks(registry), Daemons(registry)
-    assets, checks = Materializations(registry), AssetChecks(registry)
+    assets, checks, sources = Materializations(registry), AssetChecks(registry), Sources(registry)
     workspace = Workspace(
-        registry, ask, runs=runs, steps=steps, assets=assets, checks=checks, ticks=ticks, daemons=daemons,
+        registry, ask, runs=runs, steps=steps, assets=assets, checks=checks, sources=sources, ticks=ticks, daemons=daemons,
         slow_after_seconds=settings.alert_slow_run_seconds,
     )  # fmt: skip
     return (
-        runs, steps, assets, checks, ticks, daemons, Pools(registry), Backfills(registry), Resources(registry),
-        Volumes(registry), Services(registry), Storage(registry), LakeTables(registry, Database(settings, "lake")), workspace,
+        runs, steps, assets, checks, sources, ticks, daemons, Pools(registry), Backfills(registry), Resources(registry),
+        Volumes(registry), Services(registry), Storage(registry), LakeTables(registry, Database(settings, "lake")),
+        Certificates(registry, settings), workspace,
     )  # fmt: skip

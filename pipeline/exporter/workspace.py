@@ -18,6 +18,7 @@ from pipeline.exporter.materializations import Materializations
 from pipeline.exporter.metrics import OTHER, Registry
 from pipeline.exporter.run_facts import UNKNOWN
 from pipeline.exporter.runs import Runs
+from pipeline.exporter.sources import Sources, stream_of
 from pipeline.exporter.steps import Steps
 from pipeline.exporter.ticks import Ticks
 from pipeline.exporter.topic import Topic
@@ -57,6 +58,7 @@ class Workspace(Topic):
         steps: Steps,
         assets: Materializations,
         checks: AssetChecks,
+        sources: Sources,
         ticks: Ticks,
         daemons: Daemons,
         slow_after_seconds: float,
@@ -98,14 +100,8 @@ class Workspace(Topic):
         )
         self.queue_limit = registry.gauge("dagster_run_queue_limit_runs", "Runs that may be under way at once.")
         self._ask, self._asked_at, self._slow_after = ask, 0.0, slow_after_seconds
-        self._runs, self._steps, self._assets, self._checks, self._ticks, self._daemons = (
-            runs,
-            steps,
-            assets,
-            checks,
-            ticks,
-            daemons,
-        )
+        self._runs, self._steps, self._assets, self._checks = runs, steps, assets, checks
+        self._sources, self._ticks, self._daemons = sources, ticks, daemons
         self._next: dict[tuple[str, str], float] = {}  # schedule → when it ticks next
 
     def poll(self, database: Database, now: float) -> None:
@@ -196,12 +192,21 @@ class Workspace(Topic):
                     if entry["label"] == MAX_AGE_HOURS and hours is not None:
                         ages[(key,)] = float(hours) * 3600
                 self._assets.start_asset(key, location)
+                if stream := stream_of(key):
+                    self._sources.start_stream(*stream)
         known = {(key, location) for key, location in self._assets.materializations.series}
         gone = {each for each in known - set(keys.items()) if each[1] not in broken}
         self._assets.forget_assets(gone)
-        self._checks.forget_assets({key for key, _ in gone if key not in keys})
+        away = {key for key, _ in gone if key not in keys}
+        self._checks.forget_assets(away)
+        if broken == {UNKNOWN}:
+            past = self._assets.only_past() - keys.keys()
+            self._assets.forget_past(past)
+            away |= past
+        self._sources.forget_streams({stream for key in away if (stream := stream_of(key))})
         self.info.replace(info)
         self.max_age.replace(ages)
+        self._sources.max_age.replace({stream: age for (key,), age in ages.items() if (stream := stream_of(key))})
 
 
 def ask_webserver(url: str) -> Ask:

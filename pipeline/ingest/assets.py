@@ -173,10 +173,11 @@ def _metadata(lake: Lake, result: LoadResult, described: Mapping[str, str] | Non
             [dg.TableColumn(name, kind, (described or {}).get(name) or None) for name, kind in columns.items()]
         ),
         "rows_loaded": result.rows,
-        "rows_rejected": result.rejects,
+        "rows_rejected": result.rejects,  # the exporter reads these two, and data_until
         "seconds": round(result.seconds, 3),
         "files_loaded": len(result.files_loaded),
         "files_unchanged": result.files_unchanged,
+        **({"data_until": dg.MetadataValue.timestamp(result.data_until)} if result.data_until else {}),
         **({"files": listed} if listed else {}),
         **({"files_vanished": list(result.files_vanished[:LISTED_FILES])} if result.files_vanished else {}),
         **({"columns_added": list(result.columns_added)} if result.columns_added else {}),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pipeline.errors import SourceError, SourceRejected, SourceUnavailable
@@ -26,7 +26,7 @@ from pipeline.ingest.raw import (
     record_load,
 )
 from pipeline.ingest.readers import read_plan
-from pipeline.ingest.spec import FileSource, FileStream, SourceFile, table_name
+from pipeline.ingest.spec import FileSource, FileStream, SourceFile, month_values, table_name
 from pipeline.lake.connection import Lake, sql_name
 from pipeline.progress import Progress, Report, silent
 from pipeline.settings import Settings
@@ -98,7 +98,8 @@ class _Load:
             )
         wanted = [file for file in found if full or not _is_loaded(file, entries)]
         results, errors = self._load_each(wanted, full=full, report=report)
-        vanished = _vanished(self.ledger.entries(), found, months)  # less those that came under another name
+        entries = self.ledger.entries()
+        vanished = _vanished(entries, found, months)  # less those that came under another name
         self._note([replace(entry, status="vanished") for entry in vanished if entry.status != "vanished"])
         if errors:
             raise _combined(self.asset, errors, of=len(found))
@@ -114,6 +115,7 @@ class _Load:
             files_vanished=tuple(entry.file.path for entry in vanished),
             rows_by_month=tuple(item for result in loaded for item in result.rows_by_month),
             columns_added=tuple(column for result in loaded for column in result.columns_added),
+            data_until=_data_until([entry.file for entry in entries.values() if entry.has_rows]),
         )
 
     def _load_each(
@@ -311,6 +313,14 @@ def _vanished(entries: Mapping[str, Entry], found: list[FoundFile], months: froz
         and entry.file.month not in found_months
         and (months is None or entry.file.month in months)
     ]
+
+
+def _data_until(held: list[FoundFile]) -> datetime | None:
+    """The end of the newest month of the files *held*, at most now; without months their newest change, if it is told."""
+    if months := [file.month for file in held if file.month]:
+        last_day = datetime.fromisoformat(month_values(max(months))["month_end"]).replace(tzinfo=UTC)
+        return min(last_day + timedelta(days=1), datetime.now(UTC))
+    return max((file.modified_at for file in held if file.modified_at), default=None)
 
 
 def _refuse_shared_months(asset: str, found: list[FoundFile]) -> None:

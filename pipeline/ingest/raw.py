@@ -52,7 +52,10 @@ _WIDER = {
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What a load of one stream did. Rows are those of this load, not of the table."""
+    """What a load of one stream did. Rows are those of this load, not of the table.
+
+    `data_until` is up to when the table's data reach, as far as the provider tells; a connector does not.
+    """
 
     source: str
     stream: str
@@ -64,6 +67,7 @@ class LoadResult:
     files_vanished: tuple[str, ...] = ()
     rows_by_month: tuple[tuple[str, int], ...] = ()
     columns_added: tuple[str, ...] = ()
+    data_until: datetime | None = None
 
     @property
     def table(self) -> str:

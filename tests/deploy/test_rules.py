@@ -28,7 +28,8 @@ def alerts(file: Path) -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"] if "alert" in rule]
 
 
-ALERTS = [rule["alert"] for file in FILES for rule in alerts(file)]
+# One alert may have several rules, which differ in how bad it is or over which window.
+ALERTS = sorted({rule["alert"] for file in FILES for rule in alerts(file)})
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_promtool_finds_the_rules_right_and_their_tests_pass(promtool: str, file
 def test_every_alert_is_tested_loud_and_quiet(file: Path):
     loud: dict[str, set[bool]] = defaultdict(set)
     for test in yaml.safe_load(file.with_name(f"{file.stem}.test.yaml").read_text())["tests"]:
-        for case in test["alert_rule_test"]:
+        for case in test.get("alert_rule_test", ()):
             loud[case["alertname"]].add(bool(case.get("exp_alerts")))
 
     for rule in alerts(file):
@@ -64,7 +65,7 @@ def test_every_alert_is_tested_loud_and_quiet(file: Path):
 
 def _has_a_quiet_series(file: Path, alert: str) -> bool:
     for test in yaml.safe_load(file.with_name(f"{file.stem}.test.yaml").read_text())["tests"]:
-        for case in test["alert_rule_test"]:
+        for case in test.get("alert_rule_test", ()):
             if case["alertname"] == alert:
                 jobs = {
                     tuple(sorted(re.findall(r'(?:job_name|asset_key)="([^"]+)"', each["series"])))
@@ -86,20 +87,54 @@ def test_every_alert_has_a_runbook_with_all_its_parts(alert: str):
 
 def test_there_is_no_runbook_for_an_alert_that_there_is_not():
     assert {path.stem for path in (DEPLOY / "runbooks").glob("*.md")} == set(ALERTS)
-    assert len(set(ALERTS)) == len(ALERTS)
+
+
+def test_two_rules_of_an_alert_differ_in_their_labels_and_stand_in_one_file():
+    rules = [(file, rule) for file in FILES for rule in alerts(file)]
+
+    assert len({(rule["alert"], *sorted(rule["labels"].items())) for _, rule in rules}) == len(rules)
+    assert len({(rule["alert"], file) for file, rule in rules}) == len(ALERTS)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_metric_of_a_rule_is_one_of_the_exporters(file: Path, tmp_path: Path):
     settings, registry = Settings(state_dir=tmp_path), Registry()
     Exporter(registry, Database(settings), build_topics(registry, settings, lambda _: {}))
-    there = {metric.name: metric for metric in registry}
+    there = {metric.name for metric in registry}
 
+    assert metrics_of(file) <= there
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_metric_of_a_rule_is_told_in_a_test_of_the_exporter(file: Path):
+    tests = "\n".join(path.read_text() for path in (Path(__file__).parents[1] / "exporter").glob("test_*.py"))
+
+    assert {name for name in metrics_of(file) if name not in tests} == set()
+
+
+def metrics_of(file: Path) -> set[str]:
+    """Names of the metrics that the file's rules use; a histogram's own, not those of its parts."""
     expressions = "\n".join(
         rule["expr"] for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]
     )
-    used = set(re.findall(r"(?<![:\w])(?:dagster|millrace)_\w+", expressions))
-    assert used <= there.keys()
+    used = re.findall(r"(?<![:\w])(?:dagster|millrace)_\w+", expressions)
+    return {re.sub(r"_(bucket|count|sum)$", "", name) if "_seconds_" in name else name for name in used}
+
+
+@pytest.mark.tools
+def test_promtool_refuses_a_rule_that_is_broken_and_names_its_file_and_line(promtool: str, tmp_path: Path):
+    text = (
+        (DEPLOY / "rules" / "runs.yaml")
+        .read_text()
+        .replace("by (code_location, job_name) (increase", "by (code_location, job_name (increase", 1)
+    )
+    broken = tmp_path / "runs.yaml"
+    broken.write_text(text)
+    line = 1 + next(number for number, each in enumerate(text.splitlines()) if "job_name (increase" in each)
+
+    done = subprocess.run([promtool, "check", "rules", str(broken)], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"{broken}: {line}:" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -1,5 +1,6 @@
 """Runs of a real Dagster, as a scrape shows them afterwards."""
 
+import datetime as dt
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.freshness import FreshnessState, FreshnessStateChange
 from dagster._core.events import DagsterEvent, DagsterEventType, EngineEventData
 
 from pipeline.settings import Settings
@@ -233,3 +235,34 @@ def test_a_step_that_is_under_way_at_a_restart_is_counted_once_when_its_run_is_k
     second.poll()
 
     assert second.value("dagster_asset_compute_seconds_total", asset_key="a") == 30
+
+
+def test_a_run_tells_how_long_after_its_schedule_it_began_and_its_repetition_does_not(
+    watched: Watched, instance: dg.DagsterInstance
+):
+    planned = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=7)
+    tags = {
+        "dagster/schedule_name": "s",
+        ".dagster/scheduled_execution_time": planned.isoformat(),
+        ".dagster/repository": "__repository__@somewhere",
+    }
+    dg.materialize([good], instance=instance, tags=tags)
+    dg.materialize([good], instance=instance, tags={**tags, "dagster/retry_number": "1"})
+    dg.materialize([good], instance=instance, tags={".dagster/repository": "__repository__@somewhere"})
+    watched.poll()
+
+    assert watched.value("dagster_schedule_run_delay_seconds_count", code_location="somewhere") == 1
+    assert watched.value("dagster_schedule_run_delay_seconds_sum") == pytest.approx(420, abs=60)
+    assert watched.value("dagster_schedule_run_delay_seconds_bucket", le="300.0") == 0
+
+
+def test_a_freshness_policy_tells_the_state_that_it_found_last(watched: Watched, instance: dg.DagsterInstance):
+    for before, after in ((FreshnessState.UNKNOWN, FreshnessState.PASS), (FreshnessState.PASS, FreshnessState.FAIL)):
+        change = FreshnessStateChange(
+            key=good.key, new_state=after, previous_state=before, state_change_timestamp=time.time()
+        )
+        instance._report_runless_asset_event(change)
+    watched.poll()
+
+    assert watched.value("dagster_asset_freshness_state", asset_key="good", state="fail") == 1
+    assert watched.value("dagster_asset_freshness_state", asset_key="good") == 1  # and no other

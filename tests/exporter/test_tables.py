@@ -161,12 +161,15 @@ def test_the_lake_tells_its_tables_as_they_are_now(settings: Settings, lake: Lak
 
 
 def test_thresholds_are_what_the_settings_say(settings: Settings):
-    changed = settings.model_copy(update={"alert_failure_ratio": 0.25, "alert_memory_ratio": 0.5})
+    changed = settings.model_copy(
+        update={"alert_failure_ratio": 0.25, "alert_memory_ratio": 0.5, "slo_success_ratio": 0.999}
+    )
     watched = Watched(changed).start()
 
     assert watched.value("millrace_threshold_failure_ratio") == 0.25
     assert watched.value("millrace_threshold_memory_ratio") == 0.5
     assert watched.value("millrace_threshold_slow_run_seconds") == 300
+    assert watched.value("millrace_slo_success_ratio") == 0.999
 
 
 def test_memory_of_services_is_that_of_the_copy_that_is_closest_to_its_limit_and_ends_with_it(

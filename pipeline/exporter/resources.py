@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.cgroup import SAMPLE
 from pipeline.exporter.database import Database
-from pipeline.exporter.metrics import Registry
+from pipeline.exporter.metrics import Counter, Registry
 from pipeline.exporter.runs import ENDS as RUN_ENDS
 from pipeline.exporter.runs import JOB
 from pipeline.exporter.tail import Event
@@ -76,6 +76,16 @@ class Resources(Topic):
         self._used: dict[str, Used] = {}
         self._labels: dict[str, tuple[str, str]] = {}
 
+    def start_job(self, location: str, job: str) -> None:
+        """Have the job's sums before its first run."""
+        for metric in (self.peak_ratio, *self._sums()):
+            metric.start(location, job)
+
+    def forget_jobs(self, gone: set[tuple[str, str]]) -> None:
+        """Remove the series of jobs that are gone."""
+        for metric in (self.peak_ratio, self.last_peak, *self._sums()):
+            metric.forget_all(JOB, gone)
+
     def count(self, batch: Batch) -> None:
         for event in batch.events:
             if sample := sample_of(event):
@@ -97,14 +107,23 @@ class Resources(Topic):
         before = self._used.get(run_id, Used())
         told = {name: sample.get(name) or getattr(before, name) for name in asdict(before)}
         used = Used(**{**told, "told_at": event.at})
-        for metric, name in ((self.cpu, "cpu_seconds"), (self.throttled, "throttled_seconds"), (self.read, "read_bytes"),
-                             (self.written, "written_bytes"), (self.oom_kills, "oom_kills")):  # fmt: skip
+        for metric, name in self._sums().items():
             metric.start(*labels)
             metric.add(*labels, by=max(getattr(used, name) - getattr(before, name), 0.0))
         self._used[run_id], self._labels[run_id] = used, labels
         if len(self._used) > MAX_RUNS:
             oldest = next(iter(self._used))
             del self._used[oldest], self._labels[oldest]
+
+    def _sums(self) -> dict[Counter, str]:
+        """By what `Used` calls them."""
+        return {
+            self.cpu: "cpu_seconds",
+            self.throttled: "throttled_seconds",
+            self.read: "read_bytes",
+            self.written: "written_bytes",
+            self.oom_kills: "oom_kills",
+        }
 
     def _show(self) -> None:
         working_set: dict[tuple[str, ...], float] = {}

@@ -30,13 +30,14 @@ def build_topics(registry: Registry, settings: Settings, ask: Ask) -> Sequence[T
     thresholds.publish(registry, settings)
     prices.publish(registry, settings)
     runs, steps, ticks, daemons = Runs(registry), Steps(registry), Ticks(registry), Daemons(registry)
+    resources = Resources(registry)
     assets, checks, sources = Materializations(registry), AssetChecks(registry), Sources(registry)
     workspace = Workspace(
-        registry, ask, runs=runs, steps=steps, assets=assets, checks=checks, sources=sources, ticks=ticks, daemons=daemons,
+        registry, ask, runs=runs, steps=steps, resources=resources, assets=assets, checks=checks, sources=sources, ticks=ticks, daemons=daemons,
         slow_after_seconds=settings.alert_slow_run_seconds,
     )  # fmt: skip
     return (
-        runs, steps, assets, checks, sources, ticks, daemons, Pools(registry), Backfills(registry), Resources(registry),
+        runs, steps, assets, checks, sources, ticks, daemons, Pools(registry), Backfills(registry), resources,
         Volumes(registry), Services(registry), Storage(registry), LakeTables(registry, Database(settings, "lake")),
         Certificates(registry, settings), workspace,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from pipeline.exporter.daemons import Daemons
 from pipeline.exporter.database import Database
 from pipeline.exporter.materializations import Materializations
 from pipeline.exporter.metrics import OTHER, Registry
+from pipeline.exporter.resources import Resources
 from pipeline.exporter.run_facts import UNKNOWN
 from pipeline.exporter.runs import Runs
 from pipeline.exporter.sources import Sources, stream_of
@@ -56,6 +57,7 @@ class Workspace(Topic):
         *,
         runs: Runs,
         steps: Steps,
+        resources: Resources,
         assets: Materializations,
         checks: AssetChecks,
         sources: Sources,
@@ -101,7 +103,7 @@ class Workspace(Topic):
         self.queue_limit = registry.gauge("dagster_run_queue_limit_runs", "Runs that may be under way at once.")
         self._ask, self._asked_at, self._slow_after = ask, 0.0, slow_after_seconds
         self._runs, self._steps, self._assets, self._checks = runs, steps, assets, checks
-        self._sources, self._ticks, self._daemons = sources, ticks, daemons
+        self._resources, self._sources, self._ticks, self._daemons = resources, sources, ticks, daemons
         self._next: dict[tuple[str, str], float] = {}  # schedule → when it ticks next
 
     def poll(self, database: Database, now: float) -> None:
@@ -147,9 +149,11 @@ class Workspace(Topic):
         for job in limits:
             self._runs.start_job(*job)
             self._steps.start_job(*job)
+            self._resources.start_job(*job)
         gone = {job for job in self._runs.jobs() - limits.keys() if job[0] not in broken}
         self._runs.forget_jobs(gone)
         self._steps.forget_jobs(gone)
+        self._resources.forget_jobs(gone)
         self.slow.replace(limits)
 
     def _show_instigators(self, found: dict[str, list[Any]], broken: set[str], now: float) -> None:

@@ -21,6 +21,7 @@ from tests.conftest import LENT_CONNECTORS
 HERE = Path(__file__).parent
 MILLRACE = str(Path(sys.executable).with_name("millrace"))
 VALUES = ["--values", str(CHART / "example.yaml"), "--values", str(HERE / "trials.yaml")]
+PROMETHEUS_RULES = "prometheusrules.monitoring.coreos.com"
 MONTHS = "for m in $(seq 0 23); do f=$(date -d \"2023-01-01 +$m months\" +%Y-%m); printf 'id,month\\n1,%s\\n2,%s\\n' $f $f > /srv/example/data/months/$f.csv; done"
 
 
@@ -64,18 +65,27 @@ def trials_release(namespace: str, *values: str, objects: str = "") -> Release:
     return release
 
 
+def monitored(namespace: str) -> list[str]:
+    """Values of a release that the Prometheus Operator watches, if there is one; tests/cluster/receiver.yaml is told."""
+    if PROMETHEUS_RULES not in kubectl("get", "crd", "-o", "name"):
+        return []
+    webhook = f"monitoring.alertmanager.webhook.url=http://receiver.{namespace}.svc:8080/"
+    return ["--values", str(HERE / "monitoring.yaml"), "--set", webhook]
+
+
 @pytest.fixture(scope="session")
 def release(needs_a_cluster: None) -> Iterator[Release]:
     """The release that most tests share. MILLRACE_TEST_KEEP leaves it for the next session, which then uses it."""
     name = "millrace-cluster-tests"
+    values = [*VALUES, *monitored(name)]
     if os.environ.get("MILLRACE_TEST_KEEP") and f"namespace/{name}" in kubectl("get", "namespace", "-o", "name"):
-        yield Release(name, values=VALUES)
+        yield Release(name, values=values)
         return
     gone = lambda: f"namespace/{name}" not in kubectl("get", "namespace", "-o", "name")  # noqa: E731
     if not gone():  # of an interrupted run
         Release(name).remove()
         until(gone, seconds=120, what=f"namespace {name} gone")
-    made = trials_release(name)
+    made = trials_release(name, *monitored(name))
     yield made
     if not os.environ.get("MILLRACE_TEST_KEEP"):
         made.remove()

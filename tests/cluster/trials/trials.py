@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from pipeline.cgroup import read_usage
 from pipeline.definitions import build
 from pipeline.lake.connection import Lake
 from pipeline.lake.resources import build_lake_resource
@@ -58,6 +59,23 @@ def eats(context: dg.AssetExecutionContext) -> None:
 
 
 @dg.asset
+def fails_if_told(context: dg.AssetExecutionContext) -> None:
+    """Fails if the run has the tag `trials/fail`."""
+    if "trials/fail" in context.run.tags:
+        raise ValueError("told to fail")
+
+
+@dg.asset
+def hoards(context: dg.AssetExecutionContext) -> None:
+    """Takes nine tenths of its container's memory limit, and keeps it for the seconds of tag `trials/seconds`."""
+    food = []
+    while (usage := read_usage()).limit and (usage.working_set or 0) < 0.9 * usage.limit:
+        food.append(bytearray(os.urandom(1 << 20)))
+    time.sleep(float(context.run.tags["trials/seconds"]))
+    context.log.info(f"hoarded {len(food)} MiB")
+
+
+@dg.asset
 def fills(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> None:
     """Takes 200 MiB of its node's disk and waits, the first time; its retry needs none. Then as `sleeps`."""
     if not context.run.parent_run_id:
@@ -93,15 +111,29 @@ def every_second() -> dg.RunRequest:
 
 
 two = dg.define_asset_job("two", selection=["first", "second"])
+flaky = dg.define_asset_job("flaky", selection=["fails_if_told"])
+hanging = dg.define_asset_job("hanging", selection=["sleeps"], tags={"millrace/slow_after_seconds": "20"})
+hoarding = dg.define_asset_job("hoarding", selection=["hoards"])
 every_minute = dg.ScheduleDefinition(
     name="every_minute", job=two, cron_schedule="* * * * *", default_status=dg.DefaultScheduleStatus.STOPPED
 )
 
 hungry = [build(SETTINGS)]  # in a list: Dagster takes every Definitions that it finds in a module
 defs = dg.Definitions(
-    assets=[first, second, says, sleeps, eats, fills, *map(_writer, range(10)), *(hungry[0].assets or ())],
+    assets=[
+        first,
+        second,
+        says,
+        sleeps,
+        eats,
+        fails_if_told,
+        hoards,
+        fills,
+        *map(_writer, range(10)),
+        *(hungry[0].assets or ()),
+    ],
     asset_checks=hungry[0].asset_checks,
-    jobs=[two],
+    jobs=[two, flaky, hanging, hoarding],
     schedules=[every_minute],
     sensors=[every_second],
     resources={"lake": build_lake_resource(SETTINGS)},

@@ -33,7 +33,7 @@ def told(release: Release, alert: str, **labels: str) -> list[dict[str, Any]]:
     """What the receiver was told of the group of *alert* with these labels, in order."""
     lines = kubectl("-n", release.namespace, "logs", "pod/receiver").splitlines()
     wanted = {"alertname": alert, **labels}.items()
-    return [group for group in map(json.loads, lines) if wanted <= group["commonLabels"].items()]
+    return [group for group in map(json.loads, filter(None, lines)) if wanted <= group["commonLabels"].items()]
 
 
 def firing(release: Release, alert: str, *, seconds: float, **labels: str) -> dict[str, Any]:

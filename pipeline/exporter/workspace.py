@@ -203,7 +203,7 @@ class Workspace(Topic):
         self._assets.forget_assets(gone)
         away = {key for key, _ in gone if key not in keys}
         self._checks.forget_assets(away)
-        if broken == {UNKNOWN}:
+        if broken <= {UNKNOWN, OTHER}:  # every location loads
             past = self._assets.only_past() - keys.keys()
             self._assets.forget_past(past)
             away |= past

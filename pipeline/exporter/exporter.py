@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the saved state
 SAVE_SECONDS = 60.0
+SKEW_SECONDS = 300.0  # by which the clocks of those who write events may be ahead
 LOCK = "millrace exporter"
 
 
@@ -36,12 +37,14 @@ class Exporter:
         *,
         version: str = "",
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry, self.topics = registry, topics
         self.pages = Pages()
         self.polled_at = 0.0  # when the last whole poll ended
         self.problems: dict[str, str] = {}  # collector → what was wrong with its last poll
-        self._database, self._clock = database, clock
+        self._database, self._clock, self._steady = database, clock, steady
+        self._offset = clock() - steady()  # what was saved by another process is in its clock's time
         self._runs = RunCache()
         self._tail: Tail | None = None
         self._saved_at = 0.0
@@ -83,8 +86,8 @@ class Exporter:
         if self._tail is None:  # else an attempt before this one came so far, and goes on from there
             self._tail = self._load(since)
         self._count_new()
-        self._saved_at = self._clock()
-        self.saved.set(self._saved_at)  # else a first save that never succeeds would not be told
+        self._saved_at = self._steady()
+        self.saved.set(self._clock())  # else a first save that never succeeds would not be told
         self.poll()
 
     def poll(self) -> bool:
@@ -118,8 +121,8 @@ class Exporter:
             "ON CONFLICT (name) DO UPDATE SET state = excluded.state, saved_at = excluded.saved_at",
             json.dumps(state),
         )
-        self._saved_at = self._clock()
-        self.saved.set(self._saved_at)
+        self._saved_at = self._steady()
+        self.saved.set(self._clock())
 
     def run(self, stop: threading.Event, *, interval_seconds: float, beat: Callable[[], object] = lambda: None) -> None:
         """Poll until *stop*, and save at the end. Returns early if the lock of the only writer was lost."""
@@ -129,7 +132,7 @@ class Exporter:
             if self._database.sessions != self._locked_in and not self._try_lock():
                 log.error("Another exporter took over while the database was away from this one.")
                 return
-            is_time = self._clock() - self._saved_at >= SAVE_SECONDS
+            is_time = self._steady() - self._saved_at >= SAVE_SECONDS
             if is_time or any(topic.is_urgent for topic in self.topics):
                 self._attempt("snapshot", self.save)
         for topic in self.topics:
@@ -169,8 +172,9 @@ class Exporter:
 
     def _count_new(self) -> None:
         assert self._tail
-        now = self._clock()
-        for page in self._tail.pages(self._database, now, bodies_of=self._bodies):
+        now = self._steady() + self._offset  # a clock that is set must not make a gap old
+        latest = self._clock() + SKEW_SECONDS
+        for page in self._tail.pages(self._database, now, bodies_of=self._bodies, latest=latest):
             self._count(page, now)
 
     def _count(self, page: Page, now: float) -> None:

@@ -17,6 +17,7 @@ from pipeline.exporter.topic import Batch, Topic
 
 ASSET = ("asset_key",)
 ROW_COUNT = "dagster/row_count"
+STATES = ("pass", "warn", "fail", "unknown", "not_applicable")  # of a freshness policy
 USUAL = 30  # materialisations
 LEAST = 10
 LEAST_SPREAD = 0.05  # of the logarithm
@@ -116,7 +117,8 @@ class Materializations(Topic):
             elif event.type == "ASSET_OBSERVATION" and event.asset:
                 self.observations.add(event.asset, location)
             elif event.type == "FRESHNESS_STATE_CHANGE" and event.asset:
-                self.freshness.forget(asset_key=event.asset)
+                for state in STATES:
+                    self.freshness.series.pop((event.asset, state), None)
                 self.freshness.set(1, event.asset, _state(event))
             elif event.type in RUN_ENDS:
                 missed = self._planned.pop(event.run_id, ())
@@ -183,7 +185,8 @@ def numbers_of(event: Event) -> dict[str, float]:
 def _state(event: Event) -> str:
     """As Dagster tells it: ``FreshnessState.FAIL``."""
     found = event.data.get("new_state") or {}
-    return str(found.get("__enum__", "")).rpartition(".")[2].lower() or "unknown"
+    state = str(found.get("__enum__", "")).rpartition(".")[2].lower()
+    return state if state in STATES else "unknown"
 
 
 def last_materializations(database: Database, *, under: str = "") -> Iterator[Event]:

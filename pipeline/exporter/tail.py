@@ -6,6 +6,7 @@ until they are too old to come. The cursor never waits for one, as an insert tha
 """
 
 import json
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,13 +85,19 @@ class Tail:
                 high = middle - 1
         return cls(int(low))
 
-    def pages(self, database: Database, now: float, *, bodies_of: Collection[str]) -> Iterator[Page]:
-        """What is new. Each page is to be applied by `advance` before the next is asked for."""
+    def pages(
+        self, database: Database, now: float, *, bodies_of: Collection[str], latest: float = math.inf
+    ) -> Iterator[Page]:
+        """What is new. Each page is to be applied by `advance` before the next is asked for.
+
+        *now* is a time that never jumps. No event is later than *latest*: one of a clock that was ahead would for as long
+        count as the newest, and hide whatever came after it.
+        """
         wanted = list(bodies_of)
         if self.gaps:
             late = database.rows(f"SELECT {_COLUMNS} FROM event_logs WHERE id = ANY(%s)", wanted, list(self.gaps))
             if late:
-                yield Page(_events(late), self.cursor, found_gaps=[row[0] for row in late])
+                yield Page(_events(late, latest), self.cursor, found_gaps=[row[0] for row in late])
         while True:
             rows = database.rows(
                 f"SELECT {_COLUMNS} FROM event_logs WHERE id > %s ORDER BY id LIMIT %s", wanted, self.cursor, PAGE
@@ -101,7 +108,7 @@ class Tail:
             missing = []
             if last - self.cursor - len(rows) <= MAX_GAPS - len(self.gaps):
                 missing = [number for number in range(self.cursor + 1, last) if number not in there]
-            yield Page(_events(rows), last, new_gaps=missing)
+            yield Page(_events(rows, latest), last, new_gaps=missing)
             if len(rows) < PAGE:
                 break
         self._give_up(now)
@@ -141,9 +148,9 @@ class Tail:
             self.cursor, self.gaps = Tail.since(database, self.newest_at + 1e-6).cursor, {}
 
 
-def _events(rows: list[Row]) -> list[Event]:
+def _events(rows: list[Row], latest: float) -> list[Event]:
     return [
-        Event(number, run_id, kind, at or 0.0, step, "/".join(json.loads(asset)) if asset else None, body)
+        Event(number, run_id, kind, min(at or 0.0, latest), step, "/".join(json.loads(asset)) if asset else None, body)
         for number, run_id, kind, at, step, asset, body in rows
         if kind is not None
     ]

@@ -124,11 +124,12 @@ class Workspace(Topic):
             self.queue_limit.set(queue["maxConcurrentRuns"])
         self.loaded.replace({(entry["name"],): float(_repositories(entry) is not None) for entry in entries})
         self.updated.replace({(entry["name"],): entry["updatedTimestamp"] for entry in entries})
-        broken = {entry["name"] for entry in entries if _repositories(entry) is None} | {UNKNOWN, OTHER}
+        broken = {entry["name"] for entry in entries if _repositories(entry) is None}
+        kept = broken | {UNKNOWN, OTHER}  # of these nobody can tell what is gone
         found = {entry["name"]: repositories for entry in entries if (repositories := _repositories(entry)) is not None}
-        self._show_jobs(found, broken)
-        self._show_instigators(found, broken, now)
-        self._show_assets(found, broken)
+        self._show_jobs(found, kept)
+        self._show_instigators(found, kept, now)
+        self._show_assets(found, kept, is_whole=not broken)
         counts = {}
         for location, repositories in found.items():
             for kind, field in (
@@ -140,7 +141,7 @@ class Workspace(Topic):
                 counts[(location, kind)] = float(sum(len(each[field]) for each in repositories))
         self.definitions.replace(counts)
 
-    def _show_jobs(self, found: dict[str, list[Any]], broken: set[str]) -> None:
+    def _show_jobs(self, found: dict[str, list[Any]], kept: set[str]) -> None:
         limits = {}
         for location, repositories in found.items():
             for job in (job for repository in repositories for job in repository["jobs"]):
@@ -150,13 +151,13 @@ class Workspace(Topic):
             self._runs.start_job(*job)
             self._steps.start_job(*job)
             self._resources.start_job(*job)
-        gone = {job for job in self._runs.jobs() - limits.keys() if job[0] not in broken}
+        gone = {job for job in self._runs.jobs() - limits.keys() if job[0] not in kept}
         self._runs.forget_jobs(gone)
         self._steps.forget_jobs(gone)
         self._resources.forget_jobs(gone)
         self.slow.replace(limits)
 
-    def _show_instigators(self, found: dict[str, list[Any]], broken: set[str], now: float) -> None:
+    def _show_instigators(self, found: dict[str, list[Any]], kept: set[str], now: float) -> None:
         running: dict[tuple[str, str, str], float] = {}
         next_ticks: dict[tuple[str, str], float] = {}
         for location, repositories in found.items():
@@ -170,18 +171,18 @@ class Workspace(Topic):
                     running[("sensor", sensor["name"], location)] = float(sensor["sensorState"]["status"] == "RUNNING")
         for each in running:
             self._ticks.start_instigator(*each)
-        gone = {each for each in self._ticks.instigators() - running.keys() if each[2] not in broken}
+        gone = {each for each in self._ticks.instigators() - running.keys() if each[2] not in kept}
         self._ticks.forget_instigators(gone)
         for schedule, at in self._next.items():
             if schedule in next_ticks and at <= now:
                 self.expected.set(at, *schedule)
         for key in set(self.expected.series) - next_ticks.keys():
-            if key[1] not in broken:
+            if key[1] not in kept:
                 self.expected.remove(*key)
         self._next = next_ticks
         self.running.replace(running)
 
-    def _show_assets(self, found: dict[str, list[Any]], broken: set[str]) -> None:
+    def _show_assets(self, found: dict[str, list[Any]], kept: set[str], *, is_whole: bool) -> None:
         info, ages, keys = {}, {}, {}
         for location, repositories in found.items():
             for node in (node for repository in repositories for node in repository["assetNodes"]):
@@ -199,12 +200,12 @@ class Workspace(Topic):
                 if stream := stream_of(key):
                     self._sources.start_stream(*stream)
         known = {(key, location) for key, location in self._assets.materializations.series}
-        gone = {each for each in known - set(keys.items()) if each[1] not in broken}
+        gone = {each for each in known - set(keys.items()) if each[1] not in kept}
         self._assets.forget_assets(gone)
         away = {key for key, _ in gone if key not in keys}
         self._checks.forget_assets(away)
-        if broken <= {UNKNOWN, OTHER}:  # every location loads
-            past = self._assets.only_past() - keys.keys()
+        if is_whole:
+            past = self._assets.only_past() - keys.keys() - {OTHER}
             self._assets.forget_past(past)
             away |= past
         self._sources.forget_streams({stream for key in away if (stream := stream_of(key))})

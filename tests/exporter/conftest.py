@@ -32,7 +32,12 @@ class Watched:
     """An exporter, and the figures that a scrape would read."""
 
     def __init__(
-        self, settings: Settings, *, clock: Callable[[], float] | None = None, outbox: Outbox | None = None
+        self,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] | None = None,
+        steady: Callable[[], float] | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         """With *outbox* it evaluates alerts too, and that is how people are told."""
         self.settings = settings
@@ -44,7 +49,7 @@ class Watched:
         if outbox:
             self.alerts = Alerts(self.registry, outbox)
             topics = [*topics, self.alerts]
-        options = {"clock": clock} if clock else {}
+        options = {"clock": clock, "steady": steady or clock} if clock else {}
         self.exporter = Exporter(self.registry, self.database, topics, version="test", **options)
 
     def start(self, **options: Any) -> "Watched":

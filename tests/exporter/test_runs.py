@@ -44,6 +44,9 @@ def test_runs_are_counted_by_how_they_ended_and_why(watched: Watched, instance: 
     assert watched.value("dagster_run_failures_total", **JOB, reason="step_failure") == 1
     assert watched.value("dagster_run_duration_seconds_count", **JOB) == 1
     assert watched.value("dagster_job_recent_failure_ratio", **JOB) == 0.5
+    assert watched.value("dagster_job_recent_runs", **JOB) == 2
+    ended_at = watched.value("dagster_run_last_completed_timestamp_seconds", **JOB, status="failure")
+    assert ended_at == pytest.approx(time.time(), abs=60)
     assert watched.value("dagster_steps_completed_total", **JOB, status="success") == 2
     assert watched.value("dagster_steps_completed_total", **JOB, status="failure") == 1
 
@@ -266,3 +269,41 @@ def test_a_freshness_policy_tells_the_state_that_it_found_last(watched: Watched,
 
     assert watched.value("dagster_asset_freshness_state", asset_key="good", state="fail") == 1
     assert watched.value("dagster_asset_freshness_state", asset_key="good") == 1  # and no other
+
+
+def test_a_job_and_an_asset_that_take_twice_as_long_as_usual_are_told_by_how_much(
+    watched: Watched, sql: Callable[..., None]
+):
+    sql(
+        """INSERT INTO event_logs (run_id, event, dagster_event_type, step_key, asset_key, timestamp)
+           SELECT 'run-' || n, '{}', kind, CASE WHEN kind IN ('STEP_START', 'ASSET_MATERIALIZATION') THEN 'make' END,
+                  CASE kind WHEN 'ASSET_MATERIALIZATION' THEN '["made"]' END,
+                  to_timestamp(1700000000 + 1000 * n + CASE WHEN ends THEN CASE WHEN n > 40 THEN 200 ELSE 100 END ELSE 0 END)
+                    AT TIME ZONE 'UTC'
+           FROM generate_series(1, 50) n, (VALUES (1, 'PIPELINE_START', false), (2, 'STEP_START', false),
+                  (3, 'ASSET_MATERIALIZATION', true), (4, 'PIPELINE_SUCCESS', true)) AS line (place, kind, ends)
+           ORDER BY n, place"""
+    )
+    watched.poll()
+
+    for what, labels in (("job", {"job_name": "unknown"}), ("asset", {"asset_key": "made"})):
+        assert watched.value(f"dagster_{what}_duration_baseline_runs", **labels) == 30
+        assert watched.value(f"dagster_{what}_duration_baseline_seconds", **labels) == pytest.approx(100)
+        ratio = watched.value(f"dagster_{what}_duration_regression_ratio", **labels)
+        zscore = watched.value(f"dagster_{what}_duration_regression_zscore", **labels)
+        assert ratio is not None
+        assert 1.15 < ratio < 2, what
+        assert zscore is not None
+        assert zscore > 4, what
+
+
+def test_an_asset_with_half_its_usual_rows_is_far_from_them(watched: Watched, instance: dg.DagsterInstance):
+    for rows in (*(1000 + number % 3 for number in range(12)), 500):
+        instance.report_runless_asset_event(dg.AssetMaterialization("made", metadata={"dagster/row_count": rows}))
+    watched.poll()
+
+    assert watched.value("dagster_asset_last_row_count", asset_key="made") == 500
+    assert watched.value("dagster_asset_row_count_baseline", asset_key="made") == pytest.approx(1001, abs=1)
+    zscore = watched.value("dagster_asset_row_count_zscore", asset_key="made")
+    assert zscore is not None
+    assert zscore < -6

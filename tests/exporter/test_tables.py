@@ -169,7 +169,9 @@ def test_thresholds_are_what_the_settings_say(settings: Settings):
     assert watched.value("millrace_threshold_failure_ratio") == 0.25
     assert watched.value("millrace_threshold_memory_ratio") == 0.5
     assert watched.value("millrace_threshold_slow_run_seconds") == 300
+    assert watched.value("millrace_threshold_unavailable_seconds") == 120
     assert watched.value("millrace_slo_success_ratio") == 0.999
+    assert watched.value("dagster_exporter_build_info", version="test") == 1
 
 
 def test_memory_of_services_is_that_of_the_copy_that_is_closest_to_its_limit_and_ends_with_it(

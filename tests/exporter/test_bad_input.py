@@ -183,16 +183,17 @@ def test_a_role_that_may_not_read_what_was_counted_does_not_start_from_nothing(
         Watched(settings).start()
 
 
-def run(watched: Watched, *, polls: int) -> None:
-    """Let the exporter's own loop poll so many times."""
-    stop, left = threading.Event(), [polls]
+def run(watched: Watched, *, polls: int) -> list[float]:
+    """Let the exporter's own loop poll so many times; gives when it had saved last before each. It saves at its end too."""
+    stop, saved = threading.Event(), []
 
     def beat() -> None:
-        left[0] -= 1
-        if not left[0]:
+        saved.append(watched.exporter.saved.series[()])
+        if len(saved) == polls:
             stop.set()
 
     watched.exporter.run(stop, interval_seconds=0.01, beat=beat)
+    return saved
 
 
 def test_a_clock_that_is_set_forward_gives_up_no_event_that_is_still_to_come(
@@ -230,11 +231,11 @@ def test_after_a_clock_was_set_everything_is_read_and_saved_as_often_as_before(
     )
     wall[0] += jump
     steady[0] += exporter_module.SAVE_SECONDS
-    run(watched, polls=1)
+    saved = run(watched, polls=2)
 
     assert watched.value("dagster_runs_completed_total", status="success") == 1
     assert watched.value("millrace_backup_last_bytes") == 7
-    assert watched.exporter.saved.series[()] == wall[0]
+    assert saved == [1e9, wall[0]]
     sql("UPDATE millrace.backups SET bytes = 8")
     wall[0] += 61
     watched.poll()

@@ -166,7 +166,12 @@ def dashboard() -> models.Dashboard:
             ],
             "Memory and space": [
                 lines(
-                    About("Memory of services", "Working set as a share of the limit.", units.PercentUnit),
+                    About(
+                        "Memory of services",
+                        "Working set as a share of the limit.",
+                        units.PercentUnit,
+                        ["MillraceServiceMemoryHigh"],
+                    ),
                     {
                         "{{service}}": """max by (service)
                         (millrace_service_memory_working_set_bytes{HERE} / millrace_service_memory_limit_bytes{HERE})"""
@@ -183,6 +188,7 @@ def dashboard() -> models.Dashboard:
                         "Volumes",
                         "Free space, as processes see it that mount them, and when it ends if it shrinks as in the last six hours.",
                         units.BytesIEC,
+                        ["MillraceVolumeFilling"],
                         width=12,
                     ),
                     [Label("volume", "Volume")],

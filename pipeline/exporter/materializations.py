@@ -69,7 +69,7 @@ class Materializations(Topic):
         self.compute = Compute(registry)
         self.duration = Baseline(registry, "dagster_asset_duration", "the asset's successful steps", ASSET)
         self._planned: dict[str, set[str]] = {}
-        self._steps: dict[tuple[str, str], float] = {}
+        self._steps: dict[str, dict[str, float]] = {}  # run → step → when it started
         self._row_counts: dict[str, deque[int]] = {}
 
     def start_asset(self, asset: str, location: str) -> None:
@@ -103,7 +103,7 @@ class Materializations(Topic):
             numbers = numbers_of(event) if event.type == "ASSET_MATERIALIZATION" else {}
             self.compute.count(event, location, numbers)
             if event.type == "STEP_START" and event.step:
-                self._steps[(event.run_id, event.step)] = event.at
+                self._steps.setdefault(event.run_id, {})[event.step] = event.at
                 if len(self._steps) > MAX_PLANS:
                     del self._steps[next(iter(self._steps))]
             elif event.type == "ASSET_MATERIALIZATION_PLANNED" and event.asset:
@@ -122,6 +122,7 @@ class Materializations(Topic):
                 self.freshness.set(1, event.asset, _state(event))
             elif event.type in RUN_ENDS:
                 missed = self._planned.pop(event.run_id, ())
+                self._steps.pop(event.run_id, None)
                 if event.type == "PIPELINE_FAILURE":
                     for asset in missed:
                         self.failures.add(asset, location)
@@ -130,7 +131,7 @@ class Materializations(Topic):
         self.start_asset(asset, location)
         self.materializations.add(asset, location)
         self.last.set(max(event.at, self.last.series.get((asset,), 0.0)), asset)
-        began = self._steps.pop((event.run_id, event.step or ""), None)
+        began = self._steps.get(event.run_id, {}).pop(event.step or "", None)
         if began is not None:  # the first asset of a step: of several the step's time is that of all
             self.duration.observe((asset,), max(event.at - began, 0.0))
         if ROW_COUNT in numbers:
@@ -161,7 +162,7 @@ class Materializations(Topic):
     def dump(self) -> Any:
         return {
             "planned": {run_id: sorted(assets) for run_id, assets in self._planned.items()},
-            "steps": [[*key, at] for key, at in self._steps.items()],
+            "steps": self._steps,
             "rows": {asset: list(history) for asset, history in self._row_counts.items()},
             "duration": self.duration.dump(),
             "compute": self.compute.dump(),
@@ -169,7 +170,7 @@ class Materializations(Topic):
 
     def load(self, dumped: Any) -> None:
         self._planned = {run_id: set(assets) for run_id, assets in dumped["planned"].items()}
-        self._steps = {(run_id, step): at for run_id, step, at in dumped["steps"]}
+        self._steps = dumped["steps"]
         self._row_counts = {asset: deque(history, maxlen=USUAL) for asset, history in dumped["rows"].items()}
         self.duration.load(dumped["duration"])
         self.compute.load(dumped.get("compute", ()))  # what an older version saved has none

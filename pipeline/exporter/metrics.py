@@ -7,6 +7,7 @@ Printing is our own: the samples are the same text in both formats and are made 
 the time that prometheus_client needs for the two. The tests read both with its parsers.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import inf, isfinite
@@ -80,6 +81,10 @@ class Metric(ABC):
         if gone:
             for key in [key for key in self.series if tuple([key[place] for place in places]) in gone]:
                 del self.series[key]
+
+    def dump(self) -> list[Any]:
+        """Labels and value of each series, for JSON."""
+        return [[list(key), value] for key, value in self.series.items()]
 
     def part(self) -> Part:
         """All series as Prometheus reads them."""
@@ -220,8 +225,7 @@ class Registry:
 
     def dump(self) -> dict[str, list[Any]]:
         """What outlives a restart, for JSON: name → [labels, value] of each series."""
-        saved = [metric for metric in self if metric.is_saved and metric.series]
-        return {metric.name: [[list(key), value] for key, value in metric.series.items()] for metric in saved}
+        return {metric.name: metric.dump() for metric in self if metric.is_saved and metric.series}
 
     def load(self, dumped: Mapping[str, Iterable[Any]]) -> None:
         """The reverse of `dump`. Metrics and shapes that this version does not have are left out."""
@@ -232,7 +236,7 @@ class Registry:
             for key, value in series:
                 same_shape = isinstance(value, list) is isinstance(metric, Histogram) and len(key) == len(metric.labels)
                 if same_shape and (not isinstance(value, list) or len(value) == len(metric._zero())):
-                    metric.series[tuple(key)] = value
+                    metric.series[tuple([sys.intern(label) for label in key])] = value
 
     def pages(self) -> Pages:
         """All series as Prometheus reads them."""

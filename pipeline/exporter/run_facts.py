@@ -1,12 +1,13 @@
 """What events do not say of their run: its job, its code location, what started it, when."""
 
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
 from pipeline.exporter.database import Database
 
-MAX_KEPT = 20_000
+MAX_KEPT = 5_000
 REPOSITORY = ".dagster/repository"
 SCHEDULED = ".dagster/scheduled_execution_time"
 TAGS = (REPOSITORY, SCHEDULED, "dagster/schedule_name", "dagster/sensor_name", "dagster/backfill", "dagster/auto_materialize",
@@ -63,7 +64,11 @@ def _read(database: Database, run_ids: list[str]) -> dict[str, RunFacts]:
     )
     return {
         run_id: RunFacts(
-            job, location_of(tags), trigger_of(tags), "dagster/retry_number" in tags, _time_of(tags.get(SCHEDULED))
+            sys.intern(job),
+            sys.intern(location_of(tags)),
+            trigger_of(tags),
+            "dagster/retry_number" in tags,
+            _time_of(tags.get(SCHEDULED)),
         )
         for run_id, job, tags in rows
     }

@@ -20,7 +20,8 @@ REASONS = ("step_failure", "unexpected_termination", "run_exception", "job_initi
            "run_worker_restart", "out_of_memory", "unknown")  # fmt: skip
 OUT_OF_MEMORY = "ran out of memory"  # as the launcher and the worker word it
 RECENT = 20  # runs of a job, whose share of failures does not forget a job that runs once a day
-MAX_REMEMBERED = 20_000  # runs
+MAX_REMEMBERED = 20_000  # runs under way
+MAX_ENDED = 5_000  # runs, whose end somebody else may still report
 WAIT_SECONDS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
@@ -167,8 +168,8 @@ class Runs(Topic):
             self.recent_runs.set(len(recent), *labels)
         del self._lives[event.run_id]
         self._ended[event.run_id] = None
-        if len(self._ended) > MAX_REMEMBERED:
-            self._ended = dict.fromkeys(list(self._ended)[-MAX_REMEMBERED // 2 :])
+        if len(self._ended) > MAX_ENDED:
+            self._ended = dict.fromkeys(list(self._ended)[-MAX_ENDED // 2 :])
 
     def poll(self, database: Database, now: float) -> None:
         rows = database.rows(

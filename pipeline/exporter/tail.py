@@ -7,13 +7,14 @@ until they are too old to come. The cursor never waits for one, as an insert tha
 
 import json
 import math
+import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.exporter.database import Database, Row
 
-PAGE = 5_000  # events
+PAGE = 2_000  # events, which are in memory together, some with their text
 GIVE_UP_SECONDS = 60.0  # longer than a transaction may be open that could still fill a gap
 MAX_GAPS = 100_000  # ids; a jump of the sequence is none of ours
 
@@ -150,7 +151,15 @@ class Tail:
 
 def _events(rows: list[Row], latest: float) -> list[Event]:
     return [
-        Event(number, run_id, kind, min(at or 0.0, latest), step, "/".join(json.loads(asset)) if asset else None, body)
+        Event(
+            number,
+            run_id,
+            kind,
+            min(at or 0.0, latest),
+            step,
+            sys.intern("/".join(json.loads(asset))) if asset else None,
+            body,
+        )
         for number, run_id, kind, at, step, asset, body in rows
         if kind is not None
     ]

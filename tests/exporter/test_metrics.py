@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as plain_text_to_metric_families
 
+from pipeline.exporter import baseline as baseline_module
 from pipeline.exporter import metrics
 from pipeline.exporter.baseline import LAG, USUAL, Baseline
 from pipeline.exporter.database import Database
@@ -161,6 +162,16 @@ def test_a_job_as_usual_seldom_alarms():
 def test_a_very_regular_job_that_takes_a_third_longer_is_found_and_jitter_is_not():
     assert any(firing([100.0] * 50 + [133.0] * 10)[50:])
     assert not any(firing([100.0, 101.0] * 30 + [106.0] * 20))
+
+
+def test_there_are_no_more_baselines_than_series(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(baseline_module, "MAX_SERIES", 2)
+    registry = Registry()
+    baseline = Baseline(registry, "d", "runs", ("job",))
+    for job in ("a", "b", "c", "a"):
+        baseline.observe((job,), 1.0)
+
+    assert [(key, len(history)) for key, history in baseline.dump()] == [(["a"], 2), (["b"], 1)]
 
 
 def test_there_is_no_verdict_before_there_is_a_baseline():

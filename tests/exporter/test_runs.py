@@ -64,6 +64,9 @@ def test_assets_and_checks_are_counted_and_what_a_failed_run_did_not_make_has_fa
     assert watched.value("dagster_asset_last_materialization_timestamp_seconds", asset_key="good")
     assert watched.value("dagster_asset_check_evaluations_total", check="holds", result="failed", severity="warn") == 1
     assert watched.value("dagster_asset_check_last_passed", check="holds") == 0
+    (assets,) = (topic for topic in watched.exporter.topics if topic.name == "assets")
+    assert not assets.dump()["planned"]  # nothing is kept of a run that ended
+    assert not assets.dump()["steps"]
 
 
 def test_a_run_under_way_is_seen_with_its_age_until_it_ends(watched: Watched, instance: dg.DagsterInstance):

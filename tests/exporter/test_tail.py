@@ -72,6 +72,21 @@ def test_after_a_kill_the_figures_are_those_of_the_log(watched: Watched, event: 
     assert successes(second.again().start()) == 9
 
 
+@pytest.mark.parametrize("state", ['{"format": 1}', "", "bm8gc3RhdGU="])
+def test_what_another_version_saved_otherwise_is_left_and_counting_begins_anew(
+    watched: Watched, sql: Callable[..., None], event: Callable[..., None], state: str
+):
+    event("PIPELINE_SUCCESS", "before")
+    watched.poll()
+    watched.exporter.save()
+    sql("UPDATE millrace.exporter_state SET state = %s", state)
+
+    second = watched.again().start()
+    event("PIPELINE_SUCCESS", "after")
+    second.poll()
+    assert successes(second) == 1
+
+
 def test_a_start_that_is_cut_off_is_gone_on_with_and_counts_nothing_twice(
     watched: Watched, event: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ):

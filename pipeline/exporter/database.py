@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     import psycopg2.extensions
 
 STATEMENT_SECONDS = 5
-# Every statement on a table that grows is bounded by an index. The planner is not asked whether reading all of it would do:
-# while its figures are older than the table it thinks so, and then each poll costs as much as the history is long.
-PLANS = "-c enable_seqscan=off -c enable_bitmapscan=off -c jit=off"
+# Every statement on a table of Dagster's that grows is bounded by an index. The planner is not asked whether reading all of it
+# would do: while its figures are older than the table it thinks so, and a poll costs as much as the history is long.
+PLANS = {"dagster": "-c enable_seqscan=off -c enable_bitmapscan=off -c jit=off"}
 READERS: dict[str, Role] = {"dagster": "exporter", "lake": "lake_reader"}
 Row = tuple[Any, ...]
 
@@ -76,7 +76,8 @@ class Database:
         keywords: dict[str, Any] = {
             "connect_timeout": "10",
             "application_name": "millrace-exporter",
-            "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c default_transaction_read_only=on -c timezone=UTC {PLANS}",
+            "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c default_transaction_read_only=on -c timezone=UTC "
+            + PLANS.get(self._name, ""),
             **self._settings.libpq(self._name, READERS[self._name]),
         }
         connection: psycopg2.extensions.connection = psycopg2.connect(**keywords)

@@ -446,7 +446,7 @@ def exporter_port(settings: Settings, platform: Platform, workspace: dict[str, A
     for _ in range(32):
         platform.run("hourly")
     port = free_port()
-    service = Service(watched.exporter, host="127.0.0.1", port=port, interval_seconds=0.5)
+    service = Service(watched.exporter, watched.monitor, host="127.0.0.1", port=port, interval_seconds=0.5)
     thread = threading.Thread(target=service.run)
     thread.start()
     yield port

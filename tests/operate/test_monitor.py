@@ -14,11 +14,13 @@ import dagster as dg
 import pytest
 from dagster._daemon.types import DaemonHeartbeat
 
+from pipeline.cgroup import Usage
 from pipeline.exporter.service import Service
 from pipeline.operate.assets import HEALTH_KEYS, build_assets
 from pipeline.operate.database import connect
 from pipeline.operate.instance import ensure_instance, open_instance
 from pipeline.operate.monitor import SERVICES, read_health
+from pipeline.operate.service_memory import tell
 from pipeline.settings import Settings
 from tests.exporter.conftest import Watched
 from tests.exporter.test_monitor import LOADED
@@ -79,7 +81,8 @@ def test_a_service_that_is_down_fails_its_check_with_the_reason_and_its_memory(
     exporter: Watched, settings: Settings, look: Look
 ):
     run(settings, "UPDATE daemon_heartbeats SET timestamp = now() AT TIME ZONE 'UTC' - interval '10 minutes'")
-    exporter.registry.gauge("millrace_service_memory_working_set_bytes", "", ["service"]).set(3e8, "daemon")
+    with closing(connect(settings)) as connection:
+        tell(connection, "daemon", "pod-a", Usage(working_set=300_000_000, limit=None))
     exporter.monitor._settings = settings.model_copy(update={"monitor_interval_seconds": 1e-6})
     exporter.poll()
     checks = look()

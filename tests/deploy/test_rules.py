@@ -156,3 +156,11 @@ def test_every_command_of_a_runbook_is_one_of_ours():
         known |= {f"{name} {below}" for below in command.commands} if isinstance(command, click.Group) else {name}
     assert used
     assert used <= known
+
+
+def test_the_readme_names_every_alert_that_ships():
+    table = (DEPLOY.parent / "README.md").read_text().partition("## What watches it")[2].partition("\n## ")[0]
+    names = {rule["alert"].removeprefix("Millrace") for file in FILES for rule in alerts(file)}
+
+    assert {name for name in names if not re.search(rf"\b{name}\b", table)} == set()
+    assert table.strip().startswith(f"{len(names)} alerts")

@@ -219,9 +219,10 @@ class Settings(BaseSettings):
     smtp_user: str = Field("", description="Who logs in to the mail server; empty: nobody.")
     smtp_password: SecretStr | None = Field(None, description="Its password.")
     price_cpu_hour: NonNegativeFloat = Field(
-        0.0405, description="Money for an hour of a core, for `millrace advise`; default: AWS Fargate, us-east-1."
+        0.04048,
+        description="Money for an hour of a core, for `millrace advise`; default: AWS Fargate, Linux/x86, us-east-1, June 2026.",
     )
-    price_gib_hour: NonNegativeFloat = Field(0.00445, description="Money for an hour of a GiB of memory, likewise.")
+    price_gib_hour: NonNegativeFloat = Field(0.004445, description="Money for an hour of a GiB of memory, likewise.")
     price_currency: str = Field("USD", description="What the two prices are in.")
     slo_success_ratio: float = Field(
         0.99,

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.exporter.metrics import Registry
+from pipeline.exporter.service_health import SILENT_SECONDS
+from pipeline.exporter.workspace import EVERY_SECONDS
 
 WINDOW_SECONDS = 3600.0  # of the failure rate
 STEP_SECONDS = 60.0
 LEAST_FAILED, LEAST_ENDED = 2, 5  # runs: one failure of two is not a page
 FAILED_LATELY_SECONDS = 86400.0
-SILENT_DAEMON_SECONDS = 180.0  # Dagster itself calls it healthy for half an hour
-WORKSPACE_SECONDS = 60.0  # between two questions to the webserver
 
 Labels = tuple[tuple[str, str], ...]  # name and value of each
 Found = dict[Labels, float]  # what is too much → how much it is
@@ -153,7 +153,7 @@ def hungry_runs(figures: Figures) -> Found:
 def silent_services(figures: Figures) -> Found:
     """The database and the webserver, as the exporter is answered by them."""
     limit, found = figures.threshold("unavailable_seconds"), {}
-    for service, collector, grace in (("database", "events", 0.0), ("webserver", "workspace", WORKSPACE_SECONDS)):
+    for service, collector, grace in (("database", "events", 0.0), ("webserver", "workspace", EVERY_SECONDS)):
         for labels, at in figures.series(
             "dagster_exporter_last_success_timestamp_seconds", collector=collector
         ).items():
@@ -168,7 +168,7 @@ def silent_daemons(figures: Figures) -> Found:
     for labels, at in figures.series("dagster_daemon_last_heartbeat_timestamp_seconds", required="true").items():
         daemon = _without(labels, "required")
         newest[daemon] = max(at, newest.get(daemon, at))
-    return {daemon: figures.now - at for daemon, at in newest.items() if figures.now - at > SILENT_DAEMON_SECONDS}
+    return {daemon: figures.now - at for daemon, at in newest.items() if figures.now - at > SILENT_SECONDS}
 
 
 UNAVAILABLE = "MillraceServiceUnavailable"  # while it fires nobody is told of the others

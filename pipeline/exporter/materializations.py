@@ -118,7 +118,7 @@ class Materializations(Topic):
                 self.observations.add(event.asset, location)
             elif event.type == "FRESHNESS_STATE_CHANGE" and event.asset:
                 for state in STATES:
-                    self.freshness.series.pop((event.asset, state), None)
+                    self.freshness.remove(event.asset, state)
                 self.freshness.set(1, event.asset, _state(event))
             elif event.type in RUN_ENDS:
                 missed = self._planned.pop(event.run_id, ())

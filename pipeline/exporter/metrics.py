@@ -223,12 +223,8 @@ class Registry:
     def __getitem__(self, name: str) -> Metric:
         return self._metrics[name]
 
-    def dump(self) -> dict[str, list[Any]]:
-        """What outlives a restart, for JSON: name → [labels, value] of each series."""
-        return {metric.name: metric.dump() for metric in self if metric.is_saved and metric.series}
-
     def load(self, dumped: Mapping[str, Iterable[Any]]) -> None:
-        """The reverse of `dump`. Metrics and shapes that this version does not have are left out."""
+        """What `Metric.dump` gave, by name, of those that outlive a restart. Metrics and shapes that this version does not have are left out."""
         for name, series in dumped.items():
             metric = self._metrics.get(name)
             if metric is None or not metric.is_saved:

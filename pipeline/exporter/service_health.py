@@ -12,7 +12,7 @@ from pipeline.exporter.metrics import Registry
 
 State = Literal["up", "degraded", "down"]
 
-SILENT_SECONDS = 180.0  # as in the rule MillraceDaemonStale; Dagster itself waits for 1800
+SILENT_SECONDS = 180.0  # six missed heartbeats, as in the rule MillraceDaemonStale; Dagster itself waits for 1800
 REASON_CHARACTERS = 200
 COLLECTORS = {"database": "events", "lake": "lake", "webserver": "workspace"}  # service → who reads it
 

@@ -14,8 +14,8 @@ from pipeline.cgroup import SAMPLE
 from pipeline.exporter.compute import SECONDS
 from pipeline.exporter.materializations import numbers_of
 from pipeline.exporter.resources import sample_of
-from pipeline.exporter.run_facts import ASSET_JOB as ASSET_JOB
 from pipeline.exporter.run_facts import location_of
+from pipeline.exporter.runs import ENDS
 from pipeline.exporter.tail import Event
 from pipeline.launch.pods import KILLED_AT_TAG
 from pipeline.operate.database import connect
@@ -35,7 +35,6 @@ TICK_DAYS = 7
 STATEMENT_SECONDS = 10
 DAY = 86_400.0
 
-ENDS = {"PIPELINE_SUCCESS": "success", "PIPELINE_FAILURE": "failure", "PIPELINE_CANCELED": "canceled"}
 MOMENTS = ("PIPELINE_ENQUEUED", "PIPELINE_STARTING", "PIPELINE_START")
 EVENTS = (*MOMENTS, *ENDS, "STEP_START", "STEP_SUCCESS", "STEP_FAILURE", "ASSET_MATERIALIZATION_PLANNED",
           "ASSET_MATERIALIZATION", "ASSET_CHECK_EVALUATION_PLANNED", "ENGINE_EVENT")  # fmt: skip
@@ -247,14 +246,10 @@ def run_pods(settings: Settings) -> Pods | None:
 
 def quantity(text: Any) -> float | None:
     """``500m`` or ``1.5Gi`` as a number, as Kubernetes reads it; None for nothing and for what is none."""
-    number, factor = str(text or ""), 1.0
-    for suffix, value in {"m": 1e-3, "K": 1e3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
-                          "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}.items():  # fmt: skip
-        if number.endswith(suffix):
-            number, factor = number.removesuffix(suffix), value
-            break
+    from kubernetes.utils.quantity import parse_quantity  # it is there where runs are pods
+
     try:
-        return float(number) * factor
+        return float(parse_quantity(str(text))) if text else None
     except ValueError:
         return None
 

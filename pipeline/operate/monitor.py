@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.exporter.service_health import State
 
 SERVICES = ("database", "lake", "webserver", "daemon", "code_location", "exporter")
-PROCESSES = {"code-server": "code_location", "code": "code_location"}  # as the supervisor and the chart call it
+PROCESSES = {"code-server": "code_location"}  # as its process is called
 FRESH_INTERVALS = 3  # a sample older than this many is no news
 ANSWER_SECONDS = 20.0
 

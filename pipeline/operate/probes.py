@@ -5,12 +5,12 @@ import json
 from contextlib import closing
 from dataclasses import dataclass
 
+from pipeline.exporter.service_health import SILENT_SECONDS
 from pipeline.operate.database import connect
 from pipeline.settings import Settings
 
 ANSWER_SECONDS = 5.0
 DO_NOT_LOAD = "the definitions do not load"
-HEARTBEAT_SECONDS = 180.0  # six missed; Dagster itself waits for 1800
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def probe_daemon(settings: Settings, *, since: float) -> Answer:
         return Answer(False, f"its heartbeats cannot be read: {error}".strip())
     if newest is None or float(newest) < since:
         return Answer(False, "no heartbeat yet")
-    if float(oldest_age) > HEARTBEAT_SECONDS:
+    if float(oldest_age) > SILENT_SECONDS:
         return Answer(False, f"a part of it has been silent for {float(oldest_age):.0f} s")
     return Answer(True)
 

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from pipeline.exporter.run_facts import ASSET_JOB
 from pipeline.operate.asset_use import Asset
 from pipeline.operate.costs import HOUR, MONTH_DAYS, Cost, Prices, monthly
-from pipeline.operate.history import ASSET_JOB, DAY, TICK_DAYS, History, Instigator, Job, Made, Run, Step
+from pipeline.operate.history import DAY, TICK_DAYS, History, Instigator, Job, Made, Run, Step
 
 LEAST_RUNS = 5
 RECENT_RUNS = 20  # with the same steps, for a critical path

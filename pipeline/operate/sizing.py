@@ -9,9 +9,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+from pipeline.exporter.run_facts import ASSET_JOB
 from pipeline.operate.asset_use import Asset
 from pipeline.operate.costs import HOUR, MONTH_DAYS, Prices, hourly, money
-from pipeline.operate.history import ASSET_JOB, Job, Run
+from pipeline.operate.history import Job, Run
 from pipeline.operate.jobs import DAILY, MAINTAIN, PURGE
 from pipeline.operate.recommendations import LEAST_RUNS, RETRY_TAG, STARTUP_SHARE, Advice, percentile, period, title
 from pipeline.settings import CPU_TAG, GIB, MEMORY_TAG

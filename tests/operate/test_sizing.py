@@ -2,8 +2,10 @@
 
 import pytest
 
+from pipeline.exporter.run_facts import ASSET_JOB
+from pipeline.launch.pods import KILLED_AT_TAG
 from pipeline.operate.asset_use import Asset
-from pipeline.operate.history import ASSET_JOB, KILLED_AT_TAG, Run
+from pipeline.operate.history import Run
 from pipeline.operate.recommendations import Advice
 from pipeline.operate.sizing import cpu, memory, partitions
 from tests.operate.constructed import GIB, MIB, PRICES, job, pod, run

@@ -76,6 +76,12 @@ def _has_a_quiet_series(file: Path, alert: str) -> bool:
     return False
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_no_alert_ends_because_the_exporter_starts_again(file: Path):
+    for rule in alerts(file):
+        assert rule.get("keep_firing_for") == (None if rule["alert"] == "MillraceWatchdog" else "2m"), rule["alert"]
+
+
 @pytest.mark.parametrize("alert", ALERTS)
 def test_every_alert_has_a_runbook_with_all_its_parts(alert: str):
     page = (DEPLOY / "runbooks" / f"{alert}.md").read_text()

@@ -188,6 +188,7 @@ def test_values_change_an_alert_or_leave_it_out():
 
     assert (shipped["MillraceRunSlow"]["for"], shipped["MillraceRunSlow"]["labels"]["severity"]) == ("1m", "warning")
     assert (changed["MillraceRunSlow"]["for"], changed["MillraceRunSlow"]["labels"]["severity"]) == ("10s", "critical")
+    assert [each["MillraceRunSlow"]["keep_firing_for"] for each in (shipped, changed)] == ["2m", "30s"]
     assert "MillraceJobSlower" in shipped
     assert "MillraceJobSlower" not in changed
 
@@ -522,6 +523,7 @@ BROKEN = alert("CodeLocationBroken", code_location="shop")
         (BROKEN, alert("RunStuckQueued", code_location="shop", job_name="j")),
         (alert("DaemonStale", daemon_type="SCHEDULER"), alert("ScheduleMissed", code_location="shop", name="daily")),
         ({**alert("RunSlow", code_location="shop", job_name="j"), "severity": "critical"}, alert("RunSlow", code_location="shop", job_name="j")),
+        ({**alert("VolumeFilling", volume="lake"), "severity": "critical"}, {**alert("VolumeFilling", volume="lake"), "severity": "warning"}),
     ],
 )  # fmt: skip
 def test_what_follows_from_another_alert_is_not_told_too(source: Labels, target: Labels):
@@ -535,6 +537,8 @@ def test_what_follows_from_another_alert_is_not_told_too(source: Labels, target:
     [
         (DATABASE, DATABASE),
         (DATABASE, alert("Watchdog")),
+        ({**alert("VolumeFilling", volume="lake"), "severity": "critical"}, {**alert("VolumeFilling", volume="logs"), "severity": "warning"}),
+        ({**alert("CertificateExpiring", host="one"), "severity": "critical"}, {**alert("CertificateExpiring", host="two"), "severity": "warning"}),
         (WEBSERVER, alert("DaemonStale", daemon_type="SENSOR")),
         (BROKEN, alert("ScheduleMissed", code_location="other", name="daily")),
         (BROKEN, alert("RunMemoryHigh", code_location="shop", job_name="j")),

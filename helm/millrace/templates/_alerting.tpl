@@ -29,6 +29,7 @@
 {{- $override = get $values.alerts $rule.alert | default dict -}}
 {{- $_ := set $rule.annotations "runbook_url" (printf "%s/%s.md" (trimSuffix "/" $values.runbookBaseUrl) $rule.alert) -}}
 {{- with $override.for }}{{ $_ := set $rule "for" . }}{{ end -}}
+{{- with $override.keepFiringFor }}{{ $_ := set $rule "keep_firing_for" . }}{{ end -}}
 {{- with $override.severity }}{{ $_ := set $rule.labels "severity" . }}{{ end -}}
 {{- end -}}
 {{- if ne (toString $override.enabled) "false" }}{{ $rules = append $rules $rule }}{{ end -}}
@@ -147,7 +148,7 @@ inhibitRules:
   # The same trouble, less of it.
   - sourceMatch: [{ name: severity, matchType: "=", value: critical }]
     targetMatch: [{ name: severity, matchType: "=~", value: warning|info }]
-    equal: [namespace, release, alertname, code_location, job_name]
+    equal: [namespace, release, alertname, code_location, job_name, volume, host]
   # Without database or exporter every figure is an old one.
   - sourceMatch:
       - { name: alertname, matchType: "=", value: MillraceServiceUnavailable }

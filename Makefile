@@ -19,7 +19,7 @@ test: $(READY)  ## all tests but those of a cluster and the benchmarks
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=85 -m 'not benchmark and not cluster'
 
 test-cluster: $(READY)  ## image and chart on the Kubernetes of KUBECONFIG, which has the image MILLRACE_TEST_IMAGE
-	@$(BIN)/python -m pytest -m cluster --no-cov --timeout 900 tests/cluster
+	@$(BIN)/python -m pytest -m cluster --no-cov --timeout 900 -n 2 --dist loadgroup tests/cluster
 
 test-faults: $(READY)  ## every fault of docs/faults.md on the same Kubernetes; ONLY='a or b' chooses
 	@$(BIN)/python -m pytest -m cluster --no-cov --timeout 900 --durations 0 -k '$(or $(ONLY),test_)' tests/faults

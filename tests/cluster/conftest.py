@@ -26,10 +26,13 @@ MONTHS = "for m in $(seq 0 23); do f=$(date -d \"2023-01-01 +$m months\" +%Y-%m)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything here and in tests/faults."""
+    """Mark everything here and in tests/faults: what needs the shared release goes one after another, the rest beside it."""
     for item in items:
         if item.path.is_relative_to(HERE) or item.path.is_relative_to(HERE.with_name("faults")):
             item.add_marker(pytest.mark.cluster)
+            item.add_marker(
+                pytest.mark.xdist_group("shared" if "release" in getattr(item, "fixturenames", ()) else "own")
+            )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,7 +77,7 @@ def monitored(namespace: str) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def release(needs_a_cluster: None) -> Iterator[Release]:
+def release(needs_a_cluster: None, embedded_run: Future[dict[str, int]] | None) -> Iterator[Release]:
     """The release that most tests share. MILLRACE_TEST_KEEP leaves it for the next session, which then uses it."""
     name = "millrace-cluster-tests"
     values = [*VALUES, *monitored(name)]
@@ -91,11 +94,11 @@ def release(needs_a_cluster: None) -> Iterator[Release]:
         made.remove()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def embedded_run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Future[dict[str, int]] | None]:
-    """Begun with the session where a test wants it: the first tests wait for pods most of their time."""
+    """Begun with the release where a test wants it: the first tests wait for pods most of their time."""
     if not any("embedded" in getattr(item, "fixturenames", ()) for item in request.session.items):
         yield None
         return

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.cluster.conftest import embedded_run as embedded_run
 from tests.cluster.conftest import needs_a_cluster as needs_a_cluster
 from tests.cluster.conftest import pytest_collection_modifyitems as pytest_collection_modifyitems
 from tests.cluster.conftest import release as release

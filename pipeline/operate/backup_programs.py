@@ -24,6 +24,9 @@ from pipeline.settings import Settings
 # Made by `database.prepare_database`, for whoever owns the database that is restored into.
 NOT_RESTORED = re.compile(r"; \d+ \d+ (DEFAULT ACL|(ACL|COMMENT) - SCHEMA public|SCHEMA - public) ")
 
+# The monitor's samples of the last days: many, and of no use to who restores. The table itself is restored.
+PASSING = "millrace.monitor_samples"
+
 
 @dataclass(frozen=True)
 class Programs:
@@ -43,7 +46,7 @@ class Programs:
         Raises:
             BackupError: with what pg_dump said.
         """
-        command = [str(self.folder / "pg_dump"), "--format=custom", "--no-password"]
+        command = [str(self.folder / "pg_dump"), "--format=custom", "--no-password", f"--exclude-table-data={PASSING}"]
         doing = f"Dumping the database {database}"
         with _environment(doing, settings, database) as environment, _child(doing, command, environment) as child:
             assert child.stdout

@@ -352,9 +352,9 @@ def _rival(settings: Settings, address: str) -> Iterator[Row]:
     """Time of the database for a minute of polls, ours and a rival's, with the same that is new before each."""
     _forget(settings)
     now, registry, database = itertools.count(time.time(), INTERVAL), Registry(), Database(settings)
+    moment, polls = [next(now)], itertools.count(1)
     topics = build_topics(registry, settings, ask_webserver(address))
     exporter = Exporter(registry, database, topics, clock=lambda: moment[0])
-    moment, polls = [next(now)], itertools.count(1)
     exporter.start()
 
     def poll() -> None:

@@ -25,6 +25,7 @@ PROMETHEUS_RULES = "prometheusrules.monitoring.coreos.com"
 MONTHS = "for m in $(seq 0 23); do f=$(date -d \"2023-01-01 +$m months\" +%Y-%m); printf 'id,month\\n1,%s\\n2,%s\\n' $f $f > /srv/example/data/months/$f.csv; done"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark everything here and in tests/faults: what needs the shared release goes one after another, the rest beside it."""
     for item in items:

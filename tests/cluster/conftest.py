@@ -25,15 +25,13 @@ PROMETHEUS_RULES = "prometheusrules.monitoring.coreos.com"
 MONTHS = "for m in $(seq 0 23); do f=$(date -d \"2023-01-01 +$m months\" +%Y-%m); printf 'id,month\\n1,%s\\n2,%s\\n' $f $f > /srv/example/data/months/$f.csv; done"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything here and in tests/faults: what needs the shared release goes one after another, the rest beside it."""
+    """Mark everything here and in tests/faults, and what needs the shared release."""
     for item in items:
         if item.path.is_relative_to(HERE) or item.path.is_relative_to(HERE.with_name("faults")):
             item.add_marker(pytest.mark.cluster)
-            item.add_marker(
-                pytest.mark.xdist_group("shared" if "release" in getattr(item, "fixturenames", ()) else "own")
-            )
+            if "release" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.shared_release)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -173,7 +173,7 @@ def test_after_a_restore_runs_assets_and_rows_are_those_of_the_backup(installati
     assert len(rows(installation)["main.zones"]) == len(before["main.zones"]) + 1
     assert backup_rows(installation) == [made.name]
     assert query(installation, "SHOW search_path") == [("public",)]
-    assert query(installation, "SELECT count(*) FROM millrace.monitor_samples") == [(0,)]  # they are of no use to a backup
+    assert query(installation, "SELECT count(*) FROM millrace.monitor_samples") == [(0,)]  # of no use to a backup
     for database, role, may in (("dagster", "exporter", "public.runs"), ("dagster", "exporter", "millrace.backups"),
                                 ("lake", "lake_reader", "public.ducklake_snapshot")):  # fmt: skip
         granted = f"SELECT has_table_privilege('{role}', '{may}', 'SELECT'), has_database_privilege('{role}', '{database}', 'CONNECT')"

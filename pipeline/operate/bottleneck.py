@@ -134,11 +134,10 @@ def critical_path(
 
 
 def _needs(steps: Sequence[Step], assets: Mapping[str, Asset]) -> dict[str, set[str]]:
-    """What each of *steps*, in the order in which they began, waits for: who makes what it reads or checks, and checks
-    that may hold that back.
+    """What each step waits for: who makes what it reads or checks, and checks that may hold that back.
 
-    A step without assets, or with some that the definitions do not have, waits for all before it, as it did. A clock that
-    was set back meanwhile makes no step wait for one that began after it.
+    A step without assets, or with some that the definitions do not have, waits for all before it, as it did. *steps* are
+    in the order in which they began: by times alone, a clock that was set back lets one wait for a later one.
     """
     needs: dict[str, set[str]] = {}
     for number, step in enumerate(steps):

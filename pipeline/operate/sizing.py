@@ -100,11 +100,11 @@ def cpu(job: Job, prices: Prices) -> Iterator[Advice]:
     """A CPU request that is what runs use on average while their process is there."""
     for assets, runs in _groups(job):
         request = runs[0].cpu_request
-        used = [(run.used, run.process_seconds) for run in runs if run.did_work and run.used and run.process_seconds]
+        used = [(run, run.used) for run in runs if run.did_work and run.used and run.process_seconds]
         if not request or len(used) < LEAST_RUNS:
             continue
-        cores = [each.cpu_seconds / seconds for each, seconds in used]
-        throttled = statistics.median([each.throttled_seconds / seconds for each, seconds in used])
+        cores = [each.cpu_seconds / run.process_seconds for run, each in used]
+        throttled = statistics.median([each.throttled_seconds / run.process_seconds for run, each in used])
         median, p90 = statistics.median(cores), percentile(cores, 0.9)
         wanted = round(max(math.ceil(round(p90 / CPU_STEP, 6)), 2) * CPU_STEP, 2)
         why = "." if wanted < request else ": it has had more than it asked for, which a busy node will not give it."
@@ -122,7 +122,7 @@ def cpu(job: Job, prices: Prices) -> Iterator[Advice]:
             f"Request {_cores(wanted)} of CPU instead of {_cores(request)}{why}",
             _setting(job, assets, CPU_TAG, _cores(wanted)),
             f"cores in use on average {median:.2f}, 90th percentile of runs {p90:.2f}, request {request:.2f}; "
-            f"waiting for a CPU limit {throttled:.0%} of the time; {hours:,.1f} pod-hours a month; {period(runs)}",
+            f"waiting for a CPU limit {throttled:.0%} of the time; {hours:,.1f} pod-hours a month; {period([run for run, _ in used])}",
             saved,
             "core-hours a month",
             saved * prices.cpu_hour,

@@ -13,6 +13,7 @@ class Usage:
     """Bytes, seconds, and processes that the kernel killed for want of memory; None or 0 where it does not tell.
 
     *working_set* is the memory that the kernel cannot take back at once, as Kubernetes counts it. Sums are since the start.
+    *peak_is_sampled* says that the kernel tells no *peak* (cgroup v2 before Linux 5.19), and it is the highest that was seen.
     """
 
     working_set: int | None = None
@@ -23,6 +24,7 @@ class Usage:
     read_bytes: int = 0
     written_bytes: int = 0
     oom_kills: int = 0
+    peak_is_sampled: bool = False
 
     def __str__(self) -> str:
         peak = f"{self.peak / MIB:.0f} MiB" if self.peak is not None else "an unknown amount"

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import dagster as dg
@@ -63,8 +63,8 @@ class Sampler:
 
     def _usage(self) -> Usage:
         usage = self._read()
-        self._peak = max(self._peak, usage.peak or 0, usage.working_set or 0)  # older kernels tell no peak
-        return Usage(**{**asdict(usage), "peak": self._peak or None})
+        self._peak = max(self._peak, usage.peak or 0, usage.working_set or 0)
+        return replace(usage, peak=self._peak or None, peak_is_sampled=usage.peak is None)
 
 
 @contextmanager

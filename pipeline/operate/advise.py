@@ -1,15 +1,17 @@
 """`millrace advise`: all rules over the history that is there, as a table or as JSON (docs/advice.md has its shape)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.operate import recommendations, sizing
-from pipeline.operate.asset_use import Asset, read_assets
+from pipeline.operate import idle, lost_time, sizing
+from pipeline.operate.advice import Advice
+from pipeline.operate.asset_use import Asset, read_assets, read_schedules
+from pipeline.operate.bottleneck import bottleneck
 from pipeline.operate.costs import Cost, Prices, costs
-from pipeline.operate.history import History, read_history
-from pipeline.operate.recommendations import Advice
+from pipeline.operate.history import History
+from pipeline.operate.history_reader import read_history
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def advise(settings: Settings, *, days: float, now: float, job: str | None = Non
     """What to change, by the *days* before *now*; of one *job*'s runs alone, if it is given.
 
     Raises:
-        ConfigError: if the project is wrong.
+        ConfigError: if the project is wrong, or *job* never ran.
         ServiceError: if the database does not answer.
     """
     if settings.instance_dir is None:  # elsewhere the tables are others' to make
@@ -53,27 +55,29 @@ def advise(settings: Settings, *, days: float, now: float, job: str | None = Non
         ensure_instance(settings)
     history = read_history(settings, days=days, now=now, job=job)
     prices = Prices(settings.price_cpu_hour, settings.price_gib_hour, settings.price_currency)
-    return judge(history, read_assets(settings), prices, is_whole=job is None)
+    return judge(history, read_assets(settings), read_schedules(settings), prices, is_whole=job is None)
 
 
-def judge(history: History, assets: Mapping[str, Asset], prices: Prices, *, is_whole: bool = True) -> Report:
-    """The report on *history*. What needs every job and schedule to be known is said only if it *is_whole*."""
+def judge(
+    history: History, assets: Mapping[str, Asset], schedules: Collection[str], prices: Prices, *, is_whole: bool = True
+) -> Report:
+    """The report on *history*, by the *assets* and names of *schedules* that the definitions have.
+
+    What needs every job and schedule to be known is said only if it *is_whole*.
+    """
     spent = costs(history.jobs, prices)
     found: list[Advice] = []
     for job in history.jobs:
-        found += recommendations.bottleneck(job, assets)
-        found += recommendations.startup(job, prices)
-        found += recommendations.retries(job, prices)
-        found += sizing.memory(job, prices)
-        found += sizing.cpu(job, prices)
-        found += sizing.partitions(job, assets, prices)
+        found += bottleneck(job, assets)
+        found += lost_time.startup(job, prices)
+        found += lost_time.retries(job, prices)
+    found += sizing.sizes(history.jobs, assets, prices)
     if is_whole:
-        found += recommendations.queue(history.jobs)
-        found += recommendations.idle(history, assets, prices)
-        found += recommendations.unused(assets, spent, history, prices)
-    return Report(
-        history, prices, sorted(found, key=lambda item: (-item.money_per_month, -item.gain, item.subject)), spent
-    )
+        found += lost_time.queue(history.jobs)
+        found += idle.idle(history, assets, schedules, prices)
+        found += idle.unused(assets, spent, history, prices)
+    found.sort(key=lambda item: (-item.money_per_month, -item.gain, item.subject))
+    return Report(history, prices, found, spent)
 
 
 def show(console: "Console", report: Report) -> None:

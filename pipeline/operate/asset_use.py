@@ -1,12 +1,16 @@
-"""Who reads each asset of the project: other assets, checks, and what dbt's YAML says of dashboards and metrics."""
+"""What the definitions have: assets, with all that reads them (dashboards and metrics by dbt's YAML), and schedules."""
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.settings import Settings, process_environment
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,8 @@ def read_assets(settings: Settings) -> dict[str, Asset]:
     """
     from pipeline.transform.project import manifest
 
-    with process_environment(settings.child_environment()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # beta features of Dagster, which the definitions use on purpose
-        from pipeline.definitions import build
-
-        graph = build(Settings.load()).resolve_asset_graph()
+    with _definitions(settings) as definitions:
+        graph = definitions.resolve_asset_graph()
         has_dbt = (settings.project_dir / "dbt" / "dbt_project.yml").exists()
         dbt: Mapping[str, Any] = manifest(settings) if has_dbt else {}
     uses, files = _uses(dbt), _files(dbt)
@@ -54,6 +55,21 @@ def read_assets(settings: Settings) -> dict[str, Asset]:
             f"sources/{getattr(source, 'value', source)}" if source else files.get(name, ""),
         )
     return found
+
+
+def read_schedules(settings: Settings) -> frozenset[str]:
+    """The names of the schedules that the project's definitions have; raises as `read_assets` does."""
+    with _definitions(settings) as definitions:
+        return frozenset(each.name for each in definitions.schedules or ())
+
+
+@contextmanager
+def _definitions(settings: Settings) -> "Iterator[dg.Definitions]":
+    with process_environment(settings.child_environment()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # beta features of Dagster, which the definitions use on purpose
+        from pipeline.definitions import build
+
+        yield build(Settings.load())
 
 
 def _keys(dbt: Mapping[str, Any]) -> dict[str, str]:

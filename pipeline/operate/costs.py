@@ -40,13 +40,13 @@ class Cost:
 
 def cores(run: Run) -> float:
     """What the run kept of CPU: what it asked for, or used if that is more."""
-    used = run.sample.cpu_seconds / run.seconds if run.sample and run.seconds else 0.0
+    used = run.used.cpu_seconds / run.seconds if run.used and run.seconds else 0.0
     return max(used, run.cpu_request or 0.0) or UNREPORTED_CORES
 
 
 def memory(run: Run) -> float:
     """What the run kept of memory, bytes: what it asked for, or used at its peak if that is more."""
-    return max(run.memory_request or 0.0, run.sample.peak if run.sample else 0.0)
+    return max(run.memory_request or 0.0, run.used.peak if run.used else 0.0)
 
 
 def hourly(run: Run, prices: Prices) -> float:
@@ -99,7 +99,7 @@ def costs(jobs: Iterable[Job], prices: Prices) -> list[Cost]:
                 hours[name] += share * run.seconds / HOUR * a_month
                 amounts[name] += share * money(run, prices) * a_month
                 runs[name] += 1
-                reported[name] += run.sample is not None
+                reported[name] += run.used is not None
     total = sum(amounts.values()) or 1.0
     found = [
         Cost(name, hours[name], amounts[name], amounts[name] / total, runs[name], reported[name]) for name in hours

@@ -1,67 +1,16 @@
-"""What runs and ticks of the last days were: read from Dagster's tables, each statement by an index and capped.
+"""What runs and ticks of the last days were, as plain facts: `history_reader` reads them from Dagster's tables.
 
-What follows from it is `recommendations`, `sizing` and `costs`, which know no database.
+What follows from it is `bottleneck`, `lost_time`, `idle`, `sizing` and `costs`, which know no database.
 """
 
-import json
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-from pipeline.cgroup import SAMPLE
-from pipeline.exporter.compute import SECONDS
-from pipeline.exporter.materializations import numbers_of
-from pipeline.exporter.resources import sample_of
-from pipeline.exporter.run_facts import location_of
-from pipeline.exporter.runs import ENDS
-from pipeline.exporter.tail import Event
 from pipeline.launch.pods import KILLED_AT_TAG
-from pipeline.operate.database import connect
-from pipeline.settings import CPU_TAG, MEMORY_TAG, Settings
 
-if TYPE_CHECKING:
-    import psycopg2.extensions
-
-MAX_JOBS = 500
-MAX_RUNS = 50  # of a job, the newest that ended
-NEWEST_RUNS = 200  # of a job, among which those are looked for
-MAX_RUN_EVENTS = 10_000  # of a run; one with more is left out
-MAX_EVENTS = 500_000  # of all runs; the jobs after that are left out
-MAX_INSTIGATORS = 500
-MAX_TICKS = 2_000  # of an instigator, the newest of TICK_DAYS
-TICK_DAYS = 7
-STATEMENT_SECONDS = 10
 DAY = 86_400.0
-
-MOMENTS = ("PIPELINE_ENQUEUED", "PIPELINE_STARTING", "PIPELINE_START")
-EVENTS = (*MOMENTS, *ENDS, "STEP_START", "STEP_SUCCESS", "STEP_FAILURE", "ASSET_MATERIALIZATION_PLANNED",
-          "ASSET_MATERIALIZATION", "ASSET_CHECK_EVALUATION_PLANNED", "ENGINE_EVENT")  # fmt: skip
+TICK_DAYS = 7  # of which ticks are read
 PARTITION_TAGS = ("dagster/partition", "dagster/asset_partition_range_start")
-ROWS_LOADED = "rows_loaded"
-
-# One entry of the index for each job, however many runs it has.
-JOBS = f"""WITH RECURSIVE jobs(name) AS (
-        (SELECT min(pipeline_name) FROM runs)
-        UNION ALL SELECT (SELECT min(pipeline_name) FROM runs WHERE pipeline_name > name) FROM jobs WHERE name IS NOT NULL)
-    SELECT name FROM jobs WHERE name IS NOT NULL LIMIT {MAX_JOBS}"""
-
-RUNS = f"""SELECT r.run_id, r.status, extract(epoch FROM r.create_timestamp)::float8, (
-        SELECT json_object_agg(key, value) FROM run_tags t WHERE t.run_id = r.run_id)
-    FROM (SELECT run_id, status, create_timestamp, id FROM runs WHERE pipeline_name = %s ORDER BY id DESC LIMIT {NEWEST_RUNS}) r
-    ORDER BY r.id DESC"""
-
-RUN_EVENTS = f"""SELECT dagster_event_type, step_key, asset_key, partition, extract(epoch FROM timestamp)::float8,
-        CASE WHEN dagster_event_type LIKE 'ASSET_%%' OR dagster_event_type = 'ENGINE_EVENT' THEN event END
-    FROM (SELECT * FROM event_logs WHERE run_id = %s ORDER BY id LIMIT {MAX_RUN_EVENTS}) e
-    WHERE dagster_event_type = ANY(%s) AND (dagster_event_type <> 'ENGINE_EVENT' OR event LIKE '%%{SAMPLE}%%')"""
-
-INSTIGATORS = f"""SELECT selector_id, status, instigator_type, instigator_body, extract(epoch FROM update_timestamp)::float8
-    FROM instigators ORDER BY id LIMIT {MAX_INSTIGATORS}"""
-
-TICKS = f"""SELECT status, extract(epoch FROM timestamp)::float8, tick_body FROM job_ticks
-    WHERE selector_id = %s AND timestamp > to_timestamp(%s) AT TIME ZONE 'UTC' ORDER BY timestamp DESC LIMIT {MAX_TICKS}"""
 
 
 @dataclass(frozen=True)
@@ -94,10 +43,14 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What a run used, bytes and seconds: the highest of its samples."""
+class ResourceUse:
+    """What a run used, bytes and seconds: the highest that it told.
+
+    *peak_is_kernels* is false where the kernel keeps no peak: it may then have been higher between two samples.
+    """
 
     peak: float = 0.0
+    peak_is_kernels: bool = False
     working_set: float = 0.0
     limit: float = 0.0  # 0: none, or not known
     cpu_seconds: float = 0.0
@@ -114,9 +67,10 @@ class Run:
     began_at: float  # launched, which is when its pod begins; else started
     ended_at: float
     steps: tuple[Step, ...] = ()
-    sample: Sample | None = None
+    used: ResourceUse | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     queued_at: float | None = None
+    started_at: float | None = None  # by its own process; None if that told nothing
     is_pod: bool = False
     cpu_request: float | None = None  # cores, of a pod
     memory_request: float | None = None  # bytes, of a pod
@@ -125,6 +79,11 @@ class Run:
     @property
     def seconds(self) -> float:
         return max(self.ended_at - self.began_at, 0.0)
+
+    @property
+    def process_seconds(self) -> float:
+        """From the start of its process: what came before, as a pod that found no node, used nothing."""
+        return max(self.ended_at - (self.began_at if self.started_at is None else self.started_at), 0.0)
 
     @property
     def startup_seconds(self) -> float:
@@ -139,8 +98,14 @@ class Run:
     @property
     def ran_out_of_memory(self) -> bool:
         """True if the kernel killed it or a child of it; a retry that succeeded has its tag too."""
-        killed = self.sample is not None and self.sample.oom_kills > 0
+        killed = self.used is not None and self.used.oom_kills > 0
         return killed or (self.status == "failure" and KILLED_AT_TAG in self.tags)
+
+    @property
+    def did_work(self) -> bool:
+        """True if it succeeded and, where its loads tell their rows, brought some: only then it shows what it needs."""
+        rows = [made.rows_loaded for step in self.steps for made in step.made if made.rows_loaded is not None]
+        return self.status == "success" and (not rows or any(rows))
 
     @property
     def assets(self) -> frozenset[str]:
@@ -154,7 +119,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Job:
-    """The newest runs of a job, newest first, and the days that they are all runs of."""
+    """The newest runs of a job, newest first, and the days that they are all runs of: parts of one, of a frequent job."""
 
     location: str
     name: str
@@ -198,207 +163,3 @@ class History:
     jobs: tuple[Job, ...] = ()
     instigators: tuple[Instigator, ...] = ()
     left_out: tuple[str, ...] = ()
-
-
-def read_history(settings: Settings, *, days: float, now: float, job: str | None = None) -> History:
-    """The history of the *days* before *now* (epoch seconds); of one *job* alone if it is given.
-
-    Raises:
-        ServiceError: if the database does not answer, or a statement takes longer than `STATEMENT_SECONDS`.
-    """
-    import psycopg2
-
-    from pipeline.errors import ServiceError
-
-    try:
-        with closing(connect(settings)) as connection:
-            connection.set_session(readonly=True, autocommit=True)
-            reader = _Reader(connection, since=now - days * DAY, now=now, pods=run_pods(settings))
-            names = [job] if job else [name for (name,) in reader.rows(JOBS)]
-            jobs = tuple(found for name in names for found in reader.jobs(name))
-            instigators = () if job else tuple(reader.instigators())
-    except psycopg2.Error as error:
-        raise ServiceError(f"Reading the run history: {str(error).strip()}") from error
-    return History(now, days, jobs, instigators, tuple(reader.left_out))
-
-
-@dataclass(frozen=True)
-class Pods:
-    """What a run's pod has where its tags do not say it: cores, bytes; None if nothing."""
-
-    cpu_request: float | None = None
-    memory_request: float | None = None
-    memory_limit: float | None = None
-
-
-def run_pods(settings: Settings) -> Pods | None:
-    """The defaults of run pods; None where runs are processes of one machine."""
-    import yaml
-
-    file = settings.dagster_home / "dagster.yaml"
-    launcher = (yaml.safe_load(file.read_text()) or {}).get("run_launcher", {}) if file.exists() else {}
-    if not str(launcher.get("module", "")).startswith(("pipeline.launch", "dagster_k8s")):
-        return None
-    resources = (launcher.get("config") or {}).get("resources") or {}
-    requests, limits = resources.get("requests") or {}, resources.get("limits") or {}
-    return Pods(quantity(requests.get("cpu")), quantity(requests.get("memory")), quantity(limits.get("memory")))
-
-
-def quantity(text: Any) -> float | None:
-    """``500m`` or ``1.5Gi`` as a number, as Kubernetes reads it; None for nothing and for what is none."""
-    from kubernetes.utils.quantity import parse_quantity  # it is there where runs are pods
-
-    try:
-        return float(parse_quantity(str(text))) if text else None
-    except ValueError:
-        return None
-
-
-class _Reader:
-    def __init__(
-        self, connection: "psycopg2.extensions.connection", *, since: float, now: float, pods: Pods | None
-    ) -> None:
-        self._connection, self._since, self._now, self._pods = connection, since, now, pods
-        self._events = 0
-        self.left_out: list[str] = []
-        self.rows(f"SELECT set_config('statement_timeout', '{STATEMENT_SECONDS}s', false)")
-
-    def rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self._connection.cursor() as cursor:
-            cursor.execute(statement, values or None)
-            return cursor.fetchall()
-
-    def jobs(self, name: str) -> Iterator[Job]:
-        """The job *name* of each code location that has one."""
-        found = self.rows(RUNS, name)
-        ended = [row for row in found if row[1] in ("SUCCESS", "FAILURE", "CANCELED") and row[2] >= self._since]
-        kept = ended[:MAX_RUNS]
-        if not kept:
-            return
-        if self._events >= MAX_EVENTS:
-            self.left_out.append(f"Job {name}: {MAX_EVENTS:,} events of other jobs were read before it; see --job.")
-            return
-        is_whole = len(kept) == len(ended) and (len(found) < NEWEST_RUNS or found[-1][2] < self._since)
-        is_older = found[-1][2] < self._since  # than the days that were asked for: it ran before them too
-        since = self._since if is_whole and is_older else kept[-1][2]
-        runs: dict[str, list[Run]] = defaultdict(list)
-        for run_id, status, _, tags in kept:
-            run = self._run(run_id, status.lower(), tags or {})
-            if run is not None:
-                runs[location_of(dict(run.tags))].append(run)
-        for location, of_location in runs.items():
-            yield Job(location, name, tuple(of_location), max((self._now - since) / DAY, 1.0))
-
-    def _run(self, run_id: str, status: str, tags: dict[str, str]) -> Run | None:
-        rows = self.rows(RUN_EVENTS, run_id, list(EVENTS))
-        self._events += len(rows)
-        at = {kind: moment for kind, *_, moment, _ in reversed(rows) if kind in MOMENTS or kind in ENDS}
-        ended = next((at[kind] for kind in ENDS if kind in at), None)
-        if ended is None:
-            self.left_out.append(f"Run {run_id}: its end is not among its first {MAX_RUN_EVENTS:,} events.")
-            return None
-        began = at.get("PIPELINE_STARTING", at.get("PIPELINE_START", ended))
-        sample = _sample(rows)
-        pods = self._pods if "PIPELINE_STARTING" in at else None  # `millrace run` beside them launches nothing
-        own = Pods()
-        if pods:
-            memory = quantity(tags.get(MEMORY_TAG))
-            limit = (sample.limit if sample else None) or memory or pods.memory_limit
-            own = Pods(quantity(tags.get(CPU_TAG)) or pods.cpu_request, memory or pods.memory_request or limit, limit)
-        return Run(
-            run_id,
-            status,
-            began,
-            ended,
-            steps=tuple(_steps(rows, ended)),
-            sample=sample,
-            tags=tags,
-            queued_at=at.get("PIPELINE_ENQUEUED"),
-            is_pod=pods is not None,
-            cpu_request=own.cpu_request,
-            memory_request=own.memory_request,
-            memory_limit=own.memory_limit,
-        )
-
-    def instigators(self) -> Iterator[Instigator]:
-        for selector, status, kind, body, changed_at in self.rows(INSTIGATORS):
-            if kind not in ("SCHEDULE", "SENSOR"):
-                continue
-            state = json.loads(body)
-            origin, data = state["origin"], state.get("job_specific_data") or {}
-            repository = origin["external_repository_origin"]["repository_location_origin"]
-            sensor_type = (data.get("sensor_type") or {}).get("__enum__", "")
-            since = max(self._since, self._now - TICK_DAYS * DAY)
-            yield Instigator(
-                kind.lower(),
-                origin["job_name"],
-                str(repository.get("location_name", "")),
-                is_on=status != "STOPPED",
-                changed_at=changed_at,
-                interval=float(data.get("min_interval") or 30.0),
-                follows_runs=sensor_type.endswith(".RUN_STATUS"),
-                ticks=tuple(_tick(*row) for row in self.rows(TICKS, selector, since)),
-            )
-
-
-def _tick(status: str, at: float, body: str) -> Tick:
-    ended = json.loads(body or "{}").get("end_timestamp")
-    return Tick(status.lower(), at, max(float(ended) - at, 0.0) if ended else 0.0)
-
-
-def _sample(rows: Sequence[tuple[Any, ...]]) -> Sample | None:
-    told = [
-        sample
-        for kind, *_, at, body in rows
-        if kind == "ENGINE_EVENT" and (sample := sample_of(Event(0, "", kind, at, body=body)))
-    ]
-    if not told:
-        return None
-    names = ("peak", "working_set", "limit", "cpu_seconds", "throttled_seconds", "oom_kills")
-    return Sample(**{name: max(float(sample.get(name) or 0) for sample in told) for name in names})
-
-
-def _steps(rows: Sequence[tuple[Any, ...]], run_ended: float) -> Iterator[Step]:
-    """The steps that began, in order; what a step was to make counts as made where it failed or was killed."""
-    began: dict[str, float] = {}
-    ended: dict[str, float] = {}
-    made: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
-    partitions: dict[tuple[str, str], set[str]] = defaultdict(set)
-    checks: dict[str, set[str]] = defaultdict(set)
-    for kind, step, key, partition, at, body in rows:
-        if step is None:
-            continue
-        asset = "/".join(json.loads(key)) if key else ""
-        if kind == "STEP_START":
-            began.setdefault(step, at)  # a step that is tried again has several
-        elif kind in ("STEP_SUCCESS", "STEP_FAILURE"):
-            ended[step] = at
-        elif kind == "ASSET_CHECK_EVALUATION_PLANNED":
-            checks[step].add(_checked(body))
-        elif asset:
-            told = made[step][asset]
-            if partition:
-                partitions[step, asset].add(partition)
-            if kind == "ASSET_MATERIALIZATION":
-                told.update(numbers_of(Event(0, "", kind, at, body=body)))
-    for step in sorted(began, key=lambda each: began[each]):
-        yield Step(
-            step,
-            began[step],
-            ended.get(step, run_ended),
-            tuple(
-                Made(
-                    asset,
-                    next((told[label] for label in SECONDS if label in told), None),
-                    int(told[ROWS_LOADED]) if ROWS_LOADED in told else None,
-                    len(partitions[step, asset]),
-                )
-                for asset, told in sorted(made[step].items())
-            ),
-            frozenset(checks[step]),
-        )
-
-
-def _checked(body: str) -> str:
-    data = Event(0, "", "", 0.0, body=body).data
-    return "/".join((data.get("asset_key") or {}).get("path") or ())

@@ -1,20 +1,21 @@
 """How large run pods should be, and how many partitions one run should load, from what runs told that they use.
 
-Less memory is advised by the peak, which counts files that the kernel keeps and could give back, so it is never too low;
-more is advised by what could not be given back (the working set), and by runs that were killed.
+Less is advised only by runs that did work. Less memory by the peak that the kernel kept, which counts files that it could
+give back: it may be too high, and no moment is missing. More is advised by what could not be given back (the working set),
+and by runs that were killed.
 """
 
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pipeline.exporter.run_facts import ASSET_JOB
+from pipeline.operate.advice import LEAST_RUNS, RETRY_TAG, STARTUP_SHARE, Advice, percentile, period, title
 from pipeline.operate.asset_use import Asset
 from pipeline.operate.costs import HOUR, MONTH_DAYS, Prices, hourly, money
 from pipeline.operate.history import Job, Run
 from pipeline.operate.jobs import DAILY, MAINTAIN, PURGE
-from pipeline.operate.recommendations import LEAST_RUNS, RETRY_TAG, STARTUP_SHARE, Advice, percentile, period, title
 from pipeline.settings import CPU_TAG, GIB, MEMORY_TAG
 
 MIB = 1 << 20
@@ -31,22 +32,42 @@ OVERHEAD = 0.15  # of a run's time that its start and end should take at most
 MOST_PARTITIONS = 120
 
 
-def memory(job: Job, prices: Prices) -> Iterator[Advice]:
-    """A memory limit that fits the peaks: less where it is saved, more where runs are killed or near it."""
+def sizes(jobs: Iterable[Job], assets: Mapping[str, Asset], prices: Prices) -> Iterator[Advice]:
+    """All advice on sizes that can be followed together.
+
+    More partitions a run are as many as fit the memory of now, and the setting is one for all: so none of it is saved then.
+    """
+    jobs = list(jobs)
+    by_run = [advice for job in jobs for advice in partitions(job, assets, prices)]
+    more = any(advice.figures["recommended"] > advice.figures["partitions"] for advice in by_run)
+    yield from by_run
+    for job in jobs:
+        yield from memory(job, prices, more_partitions=more)
+        yield from cpu(job, prices)
+
+
+def memory(job: Job, prices: Prices, *, more_partitions: bool = False) -> Iterator[Advice]:
+    """A memory limit that fits the peaks: less where it is saved, more where runs are killed or near it.
+
+    No less for runs for partitions if they are to get *more_partitions*.
+    """
     for assets, runs in _groups(job):
         limit, kept = runs[0].memory_limit, runs[0].memory_request
-        told = [run.sample for run in runs if run.sample]
+        told = [run.used for run in runs if run.used]
         if not limit or not kept or len(told) < LEAST_RUNS:
             continue
-        peaks = [sample.peak for sample in told]
-        fullest = max(sample.working_set for sample in told)
+        peak, median = max(used.peak for used in told), statistics.median([used.peak for used in told])
+        fullest = max(used.working_set for used in told)
         killed = [run for run in runs if run.ran_out_of_memory]
         if killed or fullest > FULL * limit:
             wanted = _sensible(max(fullest * HEADROOM, limit * KILLED_FACTOR if killed else 0.0))
             text = f"Give it {_amount(wanted)} of memory instead of {_amount(limit)}."
         else:
-            wanted = _sensible(max(peaks) * HEADROOM)
-            if wanted > WORTHWHILE * kept:
+            wanted = _sensible(peak * HEADROOM)
+            telling = [run for run in runs if run.did_work and run.used and run.used.peak_is_kernels]
+            if wanted > WORTHWHILE * kept or len(telling) < LEAST_RUNS:
+                continue
+            if more_partitions and any(run.is_of_partitions for run in runs):
                 continue
             text = f"Give it {_amount(wanted)} of memory instead of {_amount(kept)}; DuckDB takes half of it, and spills beyond."
         hours = sum(run.seconds for run in runs) / HOUR / job.days * MONTH_DAYS
@@ -57,26 +78,34 @@ def memory(job: Job, prices: Prices) -> Iterator[Advice]:
             _subject(job, assets),
             text,
             _setting(job, assets, MEMORY_TAG, _amount(wanted)),
-            f"peak {_amount(max(peaks))} at most, median {_amount(statistics.median(peaks))}; working set {_amount(fullest)} at most, "
-            f"limit {_amount(limit)}, request {_amount(kept)}; {len(killed)} runs killed for memory; {hours:,.1f} pod-hours a month; {period(runs)}",
+            f"peak {_amount(peak)} at most, median {_amount(median)}; working set {_amount(fullest)} at most, "
+            f"limit {_amount(limit)}, request {_amount(kept)}; {len(killed)} runs killed for memory; "
+            f"{hours:,.1f} pod-hours a month; {period(runs)}",
             saved,
             "GiB-hours a month",
             saved * prices.gib_hour + lost,
-            {"peak_bytes": max(peaks), "working_set_bytes": fullest, "limit_bytes": limit, "request_bytes": kept,
-             "recommended_bytes": wanted, "killed_runs": len(killed), "runs": len(runs)},
-        )  # fmt: skip
+            {
+                "peak_bytes": peak,
+                "working_set_bytes": fullest,
+                "limit_bytes": limit,
+                "request_bytes": kept,
+                "recommended_bytes": wanted,
+                "killed_runs": len(killed),
+                "runs": len(runs),
+            },
+        )
 
 
 def cpu(job: Job, prices: Prices) -> Iterator[Advice]:
-    """A CPU request that is what runs use on average."""
+    """A CPU request that is what runs use on average while their process is there."""
     for assets, runs in _groups(job):
         request = runs[0].cpu_request
-        used = [(run.sample, run.seconds) for run in runs if run.sample and run.seconds]
+        used = [(run, run.used) for run in runs if run.did_work and run.used and run.process_seconds]
         if not request or len(used) < LEAST_RUNS:
             continue
-        cores = [sample.cpu_seconds / seconds for sample, seconds in used]
-        throttled = statistics.median([sample.throttled_seconds / seconds for sample, seconds in used])
-        p90 = percentile(cores, 0.9)
+        cores = [each.cpu_seconds / run.process_seconds for run, each in used]
+        throttled = statistics.median([each.throttled_seconds / run.process_seconds for run, each in used])
+        median, p90 = statistics.median(cores), percentile(cores, 0.9)
         wanted = round(max(math.ceil(round(p90 / CPU_STEP, 6)), 2) * CPU_STEP, 2)
         why = "." if wanted < request else ": it has had more than it asked for, which a busy node will not give it."
         if throttled > THROTTLED_SHARE:
@@ -90,15 +119,21 @@ def cpu(job: Job, prices: Prices) -> Iterator[Advice]:
         yield Advice(
             "cpu",
             _subject(job, assets),
-            f"Request {_cores(wanted)} of CPU instead of {_cores(request)}" + why,
+            f"Request {_cores(wanted)} of CPU instead of {_cores(request)}{why}",
             _setting(job, assets, CPU_TAG, _cores(wanted)),
-            f"cores in use on average {statistics.median(cores):.2f}, 90th percentile of runs {p90:.2f}, request {request:.2f}; "
-            f"waiting for a CPU limit {throttled:.0%} of the time; {hours:,.1f} pod-hours a month; {period(runs)}",
+            f"cores in use on average {median:.2f}, 90th percentile of runs {p90:.2f}, request {request:.2f}; "
+            f"waiting for a CPU limit {throttled:.0%} of the time; {hours:,.1f} pod-hours a month; {period([run for run, _ in used])}",
             saved,
             "core-hours a month",
             saved * prices.cpu_hour,
-            {"cores": p90, "request_cores": request, "recommended_cores": wanted, "throttled_share": throttled, "runs": len(runs)},
-        )  # fmt: skip
+            {
+                "cores": p90,
+                "request_cores": request,
+                "recommended_cores": wanted,
+                "throttled_share": throttled,
+                "runs": len(used),
+            },
+        )
 
 
 def partitions(job: Job, assets: Mapping[str, Asset], prices: Prices) -> Iterator[Advice]:
@@ -114,7 +149,7 @@ def partitions(job: Job, assets: Mapping[str, Asset], prices: Prices) -> Iterato
         if len(runs) < LEAST_RUNS or not sizes:
             continue
         size, limit = int(statistics.median(sizes)), runs[0].memory_limit
-        fullest = max((run.sample.working_set for run in runs if run.sample), default=0.0)
+        fullest = max((run.used.working_set for run in runs if run.used), default=0.0)
         killed = [run for run in runs if run.ran_out_of_memory]
         if limit and size > 1 and (killed or fullest > FULL * limit):
             yield _fewer(key, runs, size=size, limit=limit, fullest=fullest, killed=killed, job=job, prices=prices)
@@ -153,7 +188,10 @@ def _more(
     if share <= STARTUP_SHARE:
         return
     wanted = math.ceil(round(overhead * (1 - OVERHEAD) / (OVERHEAD * each), 6)) if each else MOST_PARTITIONS
-    peak = max((run.sample.peak for run in good if run.sample), default=0.0)
+    peaks = [run.used.peak for run in good if run.used and run.used.peak_is_kernels]
+    if limit and len(peaks) < LEAST_RUNS:
+        return  # how many fit is not known
+    peak = max(peaks, default=0.0)
     fitting = int(size * FULL * limit / peak) if limit and peak else MOST_PARTITIONS
     wanted = min(wanted, fitting, MOST_PARTITIONS)
     if wanted < 2 * size:

@@ -119,6 +119,16 @@ def test_while_a_run_works_only_what_changed_is_told(instance: dg.DagsterInstanc
     told = samples(instance, run.run_id)
     assert [sample["working_set"] // MIB for sample in told] == [100, 300, 50]
     assert told[-1]["peak"] == 300 * MIB  # where the kernel tells none, the highest that was seen
+    assert told[-1]["peak_is_sampled"]
+
+
+def test_the_kernels_peak_is_told_as_such(instance: dg.DagsterInstance, settings: Settings):
+    run = instance.create_run_for_job(daily)
+    with sampling(instance, run, settings, read=lambda: Usage(100 * MIB, 512 * MIB, 400 * MIB)) as teller:
+        assert teller
+        teller.tell()
+    (told,) = samples(instance, run.run_id)
+    assert (told["peak"], told["peak_is_sampled"]) == (400 * MIB, False)
 
 
 def test_a_quiet_run_tells_that_it_is_there(

@@ -3,12 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.operate.advice import Advice
+from pipeline.operate.asset_use import Asset
 from pipeline.operate.costs import Prices
-from pipeline.operate.history import DAY, Job, Made, Run, Sample, Step
+from pipeline.operate.history import DAY, Job, Made, ResourceUse, Run, Step
 
 NOW = 1_800_000_000.0
 PRICES = Prices(cpu_hour=1.0, gib_hour=0.1, currency="EUR")
 MIB, GIB = 1 << 20, 1 << 30
+SHOP = {
+    "raw/a": Asset("raw/a", source="sources/a.yaml"),
+    "raw/b": Asset("raw/b", source="sources/b.yaml"),
+    "marts/m": Asset("marts/m", parents=frozenset({"raw/a", "raw/b"}), source="dbt/models/marts/m.sql"),
+}
 
 
 def step(key: str, began: float, seconds: float, *assets: str | Made, checks: tuple[str, ...] = ()) -> Step:
@@ -47,7 +54,7 @@ def pod(
     steps: tuple[tuple[Any, ...], ...] | None = None,
     start: float = 0.0,
     at: float = NOW - DAY,
-    **used: float,
+    **used: Any,
 ) -> Run:
     """A run in a pod of these limits that used what is *used*, and took *seconds* if it has no *steps*."""
     made = (("load", seconds, "raw/a"),) if steps is None else steps
@@ -61,5 +68,16 @@ def pod(
         cpu_request=cpu,
         memory_request=request,
         memory_limit=limit or request,
-        sample=Sample(**used) if used else None,
+        used=ResourceUse(**{"peak_is_kernels": True, **used}) if used else None,
     )
+
+
+def often_started(share_of_start: float, *, count: int = 50, days: float = 1.0) -> Job:
+    """Runs of 100 s that are start for that share."""
+    start = 100 * share_of_start
+    return job(*[run(("a", 100 - start, "raw/a"), start=start)] * count, days=days)
+
+
+def one(found: list[Advice]) -> Advice:
+    (advice,) = found
+    return advice

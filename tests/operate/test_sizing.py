@@ -1,23 +1,20 @@
 """How large pods and runs should be, on histories with a known answer, each beside one that needs no change."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.exporter.run_facts import ASSET_JOB
 from pipeline.launch.pods import KILLED_AT_TAG
 from pipeline.operate.asset_use import Asset
-from pipeline.operate.history import Run
-from pipeline.operate.recommendations import Advice
-from pipeline.operate.sizing import cpu, memory, partitions
-from tests.operate.constructed import GIB, MIB, PRICES, job, pod, run
+from pipeline.operate.history import DAY, Made, Run
+from pipeline.operate.sizing import cpu, memory, partitions, sizes
+from tests.operate.constructed import GIB, MIB, NOW, PRICES, job, one, pod, run
 
 MONTH = {"dagster/partition": "2026-01"}
 MONTHLY = {"raw/a": Asset("raw/a", is_partitioned=True)}
+NOTHING_NEW = (("load", 1800.0, Made("raw/a", rows_loaded=0)), ("dbt", 60.0, "marts/m"))
 KILLED = {KILLED_AT_TAG: str(2 * GIB)}
-
-
-def one(found: list[Advice]) -> Advice:
-    (advice,) = found
-    return advice
 
 
 def test_memory_that_is_never_used_is_saved_down_to_the_highest_peak_with_headroom():
@@ -43,11 +40,32 @@ def test_memory_that_is_never_used_is_saved_down_to_the_highest_peak_with_headro
         [pod()] * 10,  # no samples
         [pod(request=512 * MIB, limit=4 * GIB, peak=600 * MIB)] * 10,  # the limit is high, but nothing is kept for it
         [run(("load", 1800, "raw/a"))] * 10,  # no pods
+        [pod(peak=250 * MIB, status="failure")] * 14 + [pod(peak=250 * MIB)] * 4,
+        [pod(peak=250 * MIB, steps=NOTHING_NEW)] * 14 + [pod(peak=250 * MIB)] * 4,
+        [pod(peak=300 * MIB, peak_is_kernels=False)] * 14 + [pod(peak=300 * MIB)] * 4,
     ],
-    ids=["four runs", "no gain", "unreported", "small request", "one machine"],
+    ids=[
+        "four runs",
+        "no gain",
+        "unreported",
+        "small request",
+        "one machine",
+        "failed",
+        "loaded nothing",
+        "a peak of samples",
+    ],
 )
 def test_memory_is_left_as_it_is_without_evidence_or_gain(runs: list[Run]):
     assert [*memory(job(*runs), PRICES)] == []
+
+
+def test_runs_that_loaded_nothing_or_failed_take_nothing_from_what_those_that_worked_tell():
+    loaded = (("load", 1800.0, Made("raw/a", rows_loaded=5)),)
+    idle = [pod(peak=250 * MIB, steps=NOTHING_NEW)] * 5 + [pod(peak=1100 * MIB, status="failure")]
+
+    advice = one([*memory(job(*idle, *[pod(peak=1000 * MIB, steps=loaded)] * 5), PRICES)])
+
+    assert advice.figures["recommended_bytes"] == 1792 * MIB  # 1,100 MiB × 1.4
 
 
 def test_a_job_whose_runs_are_killed_gets_more_than_its_limit():
@@ -143,19 +161,19 @@ def test_a_run_that_waits_for_its_cpu_limit_gets_more_though_it_uses_no_more_tha
         [pod(3600, cpu=0.25, cpu_seconds=100.0)] * 10,  # nothing to save below a quarter of a core
         [pod(3600, cpu=2.0, cpu_seconds=1440.0)] * 4,
         [pod(3600, cpu_seconds=1440.0)] * 10,
+        [pod(3600, cpu=2.0, cpu_seconds=40.0, status="failure")] * 10,
+        [pod(cpu=2.0, cpu_seconds=40.0, steps=NOTHING_NEW)] * 10,
+        [replace(pod(150, cpu=1.0, cpu_seconds=30.0), started_at=NOW - DAY + 120)] * 10,
     ],
-    ids=["fits", "small", "four runs", "no request known"],
+    ids=["fits", "small", "four runs", "no request known", "failed", "loaded nothing", "a pod that was long pending"],
 )
 def test_cpu_is_left_as_it_is_without_evidence_or_gain(runs: list[Run]):
     assert [*cpu(job(*runs), PRICES)] == []
 
 
-def month(seconds: float, *, start: float, size: int = 1, **more: float) -> Run:
-    from pipeline.operate.history import Made
-
-    return pod(
-        steps=(("load", seconds, Made("raw/a", partitions=size)),), start=start, tags=MONTH, request=2 * GIB, **more
-    )
+def month(seconds: float, *, start: float, size: int = 1, peak: float = 0.1 * GIB, **more: float) -> Run:
+    steps = (("load", seconds, Made("raw/a", partitions=size)),)
+    return pod(steps=steps, start=start, tags=MONTH, request=2 * GIB, peak=peak, **more)
 
 
 def test_a_month_a_run_that_is_mostly_start_becomes_several_months_a_run():
@@ -179,17 +197,38 @@ def test_no_more_months_are_advised_than_fit_the_memory():
     assert "all that the memory allows" in advice.evidence
 
 
+def test_memory_that_more_months_a_run_will_need_is_not_saved_at_the_same_time():
+    months = job(*[month(40, start=60, peak=0.5 * GIB)] * 24, name=ASSET_JOB)
+    others = job(*[month(40, start=1, peak=0.5 * GIB, size=3)] * 24, name="by_month")
+    daily = job(*[pod(request=2 * GIB, peak=0.5 * GIB)] * 10)
+
+    assert [(advice.kind, advice.subject) for advice in sizes([months, others, daily], MONTHLY, PRICES)] == [
+        ("partitions", "raw/a"),
+        ("memory", "daily"),
+    ]
+    assert [advice.subject for advice in sizes([others], MONTHLY, PRICES)] == ["by_month"]
+
+
 @pytest.mark.parametrize(
     ("runs", "assets"),
     [
         ([month(200, start=60)] * 24, MONTHLY),  # 23 %
         ([month(40, start=60)] * 4, MONTHLY),
         ([month(40, start=60, peak=1.5 * GIB)] * 24, MONTHLY),  # a second month would not fit
+        ([month(40, start=60, peak_is_kernels=False)] * 24, MONTHLY),
         ([month(40, start=60)] * 24, {"raw/a": Asset("raw/a")}),
         ([pod(40, start=60)] * 24, MONTHLY),  # of whatever is new
         ([month(40, start=60, size=0)] * 24, MONTHLY),
     ],
-    ids=["long enough", "four runs", "memory", "no partitions", "not for partitions", "not known how many"],
+    ids=[
+        "long enough",
+        "four runs",
+        "memory",
+        "a peak of samples",
+        "no partitions",
+        "not for partitions",
+        "not known how many",
+    ],
 )
 def test_months_a_run_stay_without_evidence_or_gain(runs: list[Run], assets: dict[str, Asset]):
     assert [*partitions(job(*runs, name=ASSET_JOB), assets, PRICES)] == []

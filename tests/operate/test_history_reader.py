@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
+import psycopg2
+import psycopg2.extensions
 import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.sensor_definition import SensorType
@@ -27,12 +29,14 @@ from dagster._core.scheduler.instigation import (
     TickStatus,
 )
 
-from pipeline.errors import ServiceError
-from pipeline.operate import history
+from pipeline.errors import ConfigError, ServiceError
+from pipeline.operate import history_reader
 from pipeline.operate.database import connect
-from pipeline.operate.history import History, Pods, quantity, read_history, run_pods
+from pipeline.operate.history import History, Made, ResourceUse
+from pipeline.operate.history_reader import Pods, quantity, read_history, run_pods
 from pipeline.operate.instance import ensure_instance, open_instance
 from pipeline.settings import Settings
+from tests.conftest import administrators_url, recreate
 
 HERE = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__")
 REPOSITORY = {".dagster/repository": "__repository__@here"}
@@ -147,15 +151,15 @@ def test_a_run_is_read_with_its_times_steps_samples_and_tags(settings: Settings,
     (run,) = job.runs
     assert (job.location, job.name, run.id, run.status) == ("here", "daily", run_id, "success")
     assert run.waited_seconds == pytest.approx(5, abs=0.1)
-    assert run.startup_seconds == pytest.approx(3, abs=2)
-    assert run.startup_seconds >= 3
-    assert run.sample == history.Sample(300, 90, 2 * GIB, 8, 0, 1)
+    assert 3 <= run.startup_seconds <= run.seconds
+    assert run.used == ResourceUse(300, False, 90, 2 * GIB, 8, 0, 1)
+    assert 0 < run.process_seconds <= run.seconds - 3  # without what its pod waited for a node
     assert run.ran_out_of_memory
     assert (run.is_pod, run.cpu_request, run.memory_request, run.memory_limit) == (True, 2.0, 512 * 2**20, 2 * GIB)
     made, check, mart_step = sorted(run.steps, key=lambda step: (step.key != "raw", bool(step.assets)))
-    assert made.made == (history.Made("raw", 0.5, 7),)
+    assert made.made == (Made("raw", 0.5, 7),)
     assert (check.assets, check.checks) == (frozenset(), {"raw"})
-    assert mart_step.made == (history.Made("mart"),)
+    assert mart_step.made == (Made("mart"),)
     assert 0.05 <= mart_step.seconds < 5
     assert run.ended_at >= mart_step.ended_at >= made.ended_at
 
@@ -205,9 +209,48 @@ def test_of_a_job_the_newest_runs_count_and_the_days_that_they_are_all_runs_of(
 
     assert found() == ([ids[3], ids[2], ids[1]], 14)  # there was one before, so the job has been running all the time
     assert found(days=30) == ([*reversed(ids)], 20)  # it is no older
-    monkeypatch.setattr(history, "MAX_RUNS", 2)
+    monkeypatch.setattr(history_reader, "MAX_RUNS", 2)
     assert found() == ([ids[3], ids[2]], 4)
-    assert read(settings, job="no such job").jobs == ()
+
+
+def test_of_a_frequent_job_that_a_cap_cut_the_days_are_parts_of_one(
+    settings: Settings, instance: dg.DagsterInstance, sql: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+):
+    for minutes in (30, 20, 10):
+        run_id = launched(instance, "by_month", tags={"dagster/partition": "2026-01"})
+        moment = (datetime.now(UTC) - timedelta(minutes=minutes)).replace(tzinfo=None)
+        sql("UPDATE runs SET create_timestamp = %s WHERE run_id = %s", moment, run_id)
+
+    assert [job.days for job in read(settings).jobs] == [1]  # these are all: half an hour tells no rate
+    monkeypatch.setattr(history_reader, "MAX_RUNS", 2)
+    assert [job.days for job in read(settings).jobs] == [pytest.approx(20 / 1440, rel=0.2)]
+
+
+def test_steps_keep_the_order_of_their_events_though_the_clock_was_set_back(
+    settings: Settings, instance: dg.DagsterInstance, sql: Callable[..., list[Any]]
+):
+    launched(instance, "daily")
+    started = "SELECT id, step_key FROM event_logs WHERE dagster_event_type = 'STEP_START' ORDER BY id"
+    (first, order) = zip(*sql(started), strict=True)
+    sql("UPDATE event_logs SET timestamp = timestamp - interval '1 hour' WHERE id > %s", first[0])
+
+    ((run,),) = [job.runs for job in read(settings).jobs]
+
+    assert tuple(step.key for step in run.steps) == order
+    assert run.steps[0].started_at == run.steps[0].ended_at > run.steps[1].started_at
+
+
+def test_a_job_that_never_ran_is_an_error_that_lists_near_names(settings: Settings, instance: dg.DagsterInstance):
+    with pytest.raises(ConfigError, match="No job has run yet"):
+        read(settings, job="daily")
+    launched(instance, "daily")
+    launched(instance, "bad")
+
+    with pytest.raises(ConfigError, match=r"the job dayly: it has none\. Give one that has: daily\."):
+        read(settings, job="dayly")
+    with pytest.raises(ConfigError, match="Give one that has: bad, daily"):
+        read(settings, job="weekly_upkeep_of_everything")
+    assert [job.name for job in read(settings, job="bad").jobs] == ["bad"]
 
 
 def test_what_a_cap_keeps_out_is_told(
@@ -215,11 +258,13 @@ def test_what_a_cap_keeps_out_is_told(
 ):
     run_id = launched(instance, "daily")
     launched(instance, "by_month", tags={"dagster/partition": "2026-01"})
-    monkeypatch.setattr(history, "MAX_EVENTS", 5)
+    monkeypatch.setattr(history_reader, "MAX_EVENTS", 5)
     assert [job.name for job in read(settings).jobs] == ["by_month"]
     assert "Job daily: 5 events" in read(settings).left_out[0]
 
-    monkeypatch.setattr(history, "RUN_EVENTS", history.RUN_EVENTS.replace(f"{history.MAX_RUN_EVENTS}", "3"))
+    monkeypatch.setattr(
+        history_reader, "RUN_EVENTS", history_reader.RUN_EVENTS.replace(f"{history_reader.MAX_RUN_EVENTS}", "3")
+    )
     assert read(settings, job="daily").jobs == ()
     assert run_id in read(settings, job="daily").left_out[0]
 
@@ -271,24 +316,35 @@ FILL = (
 )
 
 
+@pytest.fixture(scope="module")
+def large(server: Settings) -> Iterator[psycopg2.extensions.connection]:
+    """A connection to a database of a large history."""
+    recreate(server, "large", template="tables")
+    with closing(psycopg2.connect(administrators_url(server), dbname="large")) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            for each in FILL:
+                cursor.execute(each)
+        yield connection
+
+
 @pytest.mark.parametrize(
     ("statement", "values", "most"),
     [
-        (history.JOBS, [], 200),
-        (history.RUNS, ["job7"], 1500),
-        (history.RUN_EVENTS, ["r77", list(history.EVENTS)], 200),
-        (history.RUN_EVENTS, ["long", list(history.EVENTS)], 600),
-        (history.TICKS, ["s7", time.time() - 86_400], 1500),
+        (history_reader.JOBS, [], 200),
+        (history_reader.RUNS, ["job7"], 1500),
+        (history_reader.RUN_EVENTS, ["r77", list(history_reader.EVENTS)], 200),
+        (history_reader.RUN_EVENTS, ["long", list(history_reader.EVENTS)], 600),
+        (history_reader.TICKS, ["s7", time.time() - 86_400], 1500),
     ],
     ids=["jobs", "runs", "events of a run", "events of a long run", "ticks"],
 )
 def test_no_statement_reads_a_table_as_a_whole(
-    instance: dg.DagsterInstance, sql: Callable[..., list[Any]], statement: str, values: Sequence[Any], most: int
+    large: psycopg2.extensions.connection, statement: str, values: Sequence[Any], most: int
 ):
-    for each in FILL:
-        sql(each)
-
-    plan = "\n".join(line for (line,) in sql(f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) {statement}", *values))
+    with large.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) {statement}", values or None)
+        plan = "\n".join(line for (line,) in cursor.fetchall())
 
     assert "Seq Scan" not in plan, plan
     hit, read_in = (int(found) if found else 0 for found in _buffers(plan))

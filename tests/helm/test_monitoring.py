@@ -277,7 +277,7 @@ tests:
       - { series: 'millrace_threshold_failure_ratio{namespace="one", release="etl"}', values: 0.1x120 }
       - { series: 'millrace_threshold_failure_ratio{namespace="two", release="etl"}', values: 0.5x120 }
     alert_rule_test:
-      - eval_time: 100m
+      - eval_time: 20m
         alertname: MillraceFailureRateHigh
         exp_alerts:
           - exp_labels: { severity: warning, code_location: x, job_name: j, namespace: one, release: etl }

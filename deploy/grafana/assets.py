@@ -8,7 +8,7 @@ from deploy.grafana.panels import BAD, GOOD, LEAST, WARN, About, Column, Label, 
 
 KEYS = "label_values(dagster_asset_materializations_total{HERE%s}, asset_key)"
 LAST = "dagster_asset_last_materialization_timestamp_seconds{ASSET}"
-AGE_OF_LIMIT = f"(time() - {LAST}) / on (namespace, asset_key) dagster_asset_max_age_seconds{{ASSET}}"
+AGE_OF_LIMIT = f"(time() - {LAST}) / on (asset_key) dagster_asset_max_age_seconds{{ASSET}}"
 ASSET = Label("asset_key", "Asset", to("assets", asset_key="${__value.raw}"))
 
 

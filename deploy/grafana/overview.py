@@ -78,7 +78,7 @@ def dashboard() -> models.Dashboard:
                         width=3,
                     ),
                     """sum(time() - dagster_asset_last_materialization_timestamp_seconds{HERE}
-                           > bool on (namespace, asset_key) dagster_asset_max_age_seconds{HERE})""",
+                           > bool on (asset_key) dagster_asset_max_age_seconds{HERE})""",
                     steps=[(1, WARN)],
                     link=to("assets"),
                 ),
@@ -125,7 +125,9 @@ def dashboard() -> models.Dashboard:
             ],
             "What is wrong": [
                 rows(
-                    About("Firing alerts", "The alert's name leads to its runbook.", units.Seconds, width=24, height=7),
+                    About(
+                        "Firing alerts", "What fires now, and for how long it has.", units.Seconds, width=24, height=7
+                    ),
                     [
                         Label("alertname", "Alert", "${runbooks}/${__value.raw}.md"),
                         Label("severity", "Severity"),

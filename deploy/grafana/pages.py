@@ -38,7 +38,10 @@ def page(
         .annotation(_deployments())
         .with_variable(grafana.DatasourceVariable("datasource").label("Data source").type("prometheus"))
         .with_variable(_runbooks())
-        .with_variable(choice("namespace", "Namespace", "label_values(dagster_exporter_build_info, namespace)"))
+        .with_variable(one("namespace", "Namespace", "label_values(dagster_exporter_build_info, namespace)"))
+        .with_variable(
+            one("release", "Release", 'label_values(dagster_exporter_build_info{namespace="$namespace"}, release)')
+        )
     )
     for variable in variables:
         built.with_variable(variable)
@@ -52,15 +55,22 @@ def page(
     return dashboard
 
 
-def choice(name: str, label: str, query: str, *, regex: str = "", multi: bool = False) -> grafana.QueryVariable:
-    """A variable with the values that *query* finds; All is any value, or none."""
-    variable = (
+def one(name: str, label: str, query: str) -> grafana.QueryVariable:
+    """A variable with one of the values that *query* finds. Where it finds none, as without a chart, it is empty."""
+    return (
         grafana.QueryVariable(name)
         .label(label)
         .datasource(DATASOURCE)
         .query({"query": promql(query), "refId": name})
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(models.VariableSort.ALPHABETICAL_ASC)
+    )
+
+
+def choice(name: str, label: str, query: str, *, regex: str = "", multi: bool = False) -> grafana.QueryVariable:
+    """A variable with the values that *query* finds; All is any value, or none."""
+    variable = (
+        one(name, label, query)
         .include_all(True)
         .all_value(".*")
         .multi(multi)

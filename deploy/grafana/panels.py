@@ -23,7 +23,10 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 DATASOURCE = options.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
-HERE = 'namespace=~"$namespace"'
+# One installation: of two together, what lives in the one would hide what is dead in the other. Where the figures have
+# neither label the variables are empty, and so are these.
+HERE = 'namespace="$namespace", release="$release"'
+RULED = 'namespace=~"$namespace|", release=~"$release|"'
 LOCATION = f'{HERE}, code_location=~"$code_location"'
 SELECTIONS = {
     "HERE": HERE,
@@ -31,9 +34,9 @@ SELECTIONS = {
     "JOB": f'{LOCATION}, job_name=~"$job_name"',
     "ASSET": f'{HERE}, asset_key=~"$layer(/.*)?", asset_key=~"$asset_key"',
     "SOURCE": f'{HERE}, source=~"$source"',
-    # What rules make has a namespace where the chart installed them, and none where the files are loaded as they are.
-    "RECORDED": 'namespace=~"$namespace|"',
-    "ALERT": 'namespace=~"$namespace|", alertname=~"Millrace.+"',
+    # What rules make has both where the chart installed them, and neither where the files are loaded as they are.
+    "RECORDED": RULED,
+    "ALERT": f'{RULED}, alertname=~"Millrace.+"',
 }
 
 GOOD, WARN, BAD, NEUTRAL, INFO = "green", "orange", "red", "#8e8e8e", "blue"
@@ -89,7 +92,7 @@ class Label:
 
 def to(page: str, **variables: str) -> str:
     """The address of another of our dashboards, with the same data source, place and time."""
-    kept = {"datasource": "${datasource}", "namespace": "${namespace}", **variables}
+    kept = {"datasource": "${datasource}", "namespace": "${namespace}", "release": "${release}", **variables}
     return f"/d/millrace-{page}?{'&'.join(f'var-{name}={value}' for name, value in kept.items())}&${{__url_time_range}}"
 
 

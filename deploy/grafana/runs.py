@@ -77,7 +77,7 @@ def dashboard() -> models.Dashboard:
                     ),
                     {
                         BY_JOB: """(time() - dagster_run_oldest_status_timestamp_seconds{JOB, status="started"})
-                                  / on (namespace, code_location, job_name) dagster_job_slow_threshold_seconds{JOB}"""
+                                  / on (code_location, job_name) dagster_job_slow_threshold_seconds{JOB}"""
                     },
                     top=1.1,
                 ),

@@ -121,8 +121,11 @@ def read_processes() -> Usage:
 
 
 def free_bytes(settings: Settings) -> dict[str, tuple[int, int]]:
-    """Free and total bytes of the volumes that this installation writes to; of one file system the first name."""
-    places = {"lake": settings.lake_path, "logs": settings.compute_log_path, "scratch": str(settings.scratch_path)}
+    """Free and total bytes of the volumes that this installation keeps things on; of one file system the first name.
+
+    Scratch is not among them: in a cluster it is an emptyDir, and what the file system tells of that is the node's disk.
+    """
+    places = {"lake": settings.lake_path, "logs": settings.compute_log_path}
     found: dict[int, tuple[str, Path]] = {}
     for name, place in places.items():
         if not place.startswith("s3:"):

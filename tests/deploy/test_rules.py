@@ -164,6 +164,14 @@ def test_every_command_of_a_runbook_is_one_of_ours():
     assert used <= known
 
 
+def test_no_command_of_a_runbook_is_for_one_release_alone():
+    """Their objects are found by label, or have RELEASE in their names."""
+    for page in (DEPLOY / "runbooks").glob("*.md"):
+        assert re.findall(r"\b(?:deploy|deployment|cronjob|service|sts|job)/millrace\S*", page.read_text()) == [], (
+            page.stem
+        )
+
+
 def test_the_readme_names_every_alert_that_ships():
     table = (DEPLOY.parent / "README.md").read_text().partition("## What watches it")[2].partition("\n## ")[0]
     names = {rule["alert"].removeprefix("Millrace") for file in FILES for rule in alerts(file)}

@@ -137,13 +137,13 @@ def test_room_on_volumes_is_as_the_last_run_saw_it_and_stays_over_a_restart(
     watched: Watched, instance: dg.DagsterInstance
 ):
     run = instance.create_run_for_job(_job())
-    sample(instance, run, working_set=1, volumes={"lake": [900, 1000], "scratch": [1, 2]})
+    sample(instance, run, working_set=1, volumes={"lake": [900, 1000], "logs": [1, 2]})
     sample(instance, run, working_set=1, volumes={"lake": [50, 1000]})
     watched.poll()
     assert watched.value("millrace_volume_free_bytes", volume="lake") == 50
     assert watched.value("millrace_volume_size_bytes", volume="lake") == 1000
     watched.exporter.save()
-    assert watched.again().start().value("millrace_volume_free_bytes", volume="scratch") == 1
+    assert watched.again().start().value("millrace_volume_free_bytes", volume="logs") == 1
 
 
 def test_a_run_that_ran_out_of_memory_has_that_reason_whoever_noticed(watched: Watched, instance: dg.DagsterInstance):

@@ -19,6 +19,8 @@ import psycopg2
 import pyarrow
 import pytest
 import yaml
+from dagster._daemon.daemon import MonitoringDaemon, SchedulerDaemon
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
 from pipeline.settings import Settings
 from tests.conftest import administrators_url
@@ -169,11 +171,17 @@ def test_every_rule_that_ships_is_rendered_and_promtool_finds_it_right(mode: str
 
 
 def test_every_alert_says_where_its_runbook_is_and_whose_it_is(mode: str):
-    base = {"operator": "https://git.example.test/millrace/deploy/runbooks", "plain": "deploy/runbooks"}[mode]
+    """By an address, where the values tell one: a path would be resolved against the page that shows it."""
+    where, base = {
+        "operator": ("runbook_url", "https://git.example.test/millrace/deploy/runbooks"),
+        "plain": ("runbook", "deploy/runbooks"),
+    }[mode]
     for name, rule in alerts(render(mode)).items():
         assert (rule["labels"]["namespace"], rule["labels"]["release"]) == ("data", "millrace")
         if name in ALERTS:
-            assert rule["annotations"]["runbook_url"] == f"{base}/{name}.md"
+            assert {key: text for key, text in rule["annotations"].items() if key.startswith("runbook")} == {
+                where: f"{base}/{name}.md"
+            }
             assert (DEPLOY / "runbooks" / f"{name}.md").exists()
 
 
@@ -219,7 +227,7 @@ def test_rendered_rules_pass_the_tests_of_those_that_ship(file: Path, tmp_path: 
         for case in test.get("alert_rule_test", ()):
             for expected in case.get("exp_alerts") or ():
                 expected["exp_labels"] |= {"namespace": "data", "release": "millrace"}
-                expected["exp_annotations"]["runbook_url"] = f"deploy/runbooks/{case['alertname']}.md"
+                expected["exp_annotations"]["runbook"] = f"deploy/runbooks/{case['alertname']}.md"
         test.pop("promql_expr_test", None)
     (tmp_path / "test.yaml").write_text(json.dumps(tests))
 
@@ -245,19 +253,19 @@ tests:
             exp_annotations: &said
               summary: A service does not answer.
               description: The exporter does not answer.
-              runbook_url: deploy/runbooks/MillraceServiceUnavailable.md
-  - name: an exporter that cannot be scraped is the one of its release
+              runbook: deploy/runbooks/MillraceServiceUnavailable.md
+  - name: an exporter that cannot be scraped, and whose figures are gone with that, is one alert of its release
     interval: 1m
     input_series:
       - { series: 'up{job="millrace-exporter", namespace="one", release="etl"}', values: 0x30 }
       - { series: 'up{job="millrace-exporter", namespace="two", release="etl"}', values: 1x30 }
-      - { series: 'dagster_exporter_build_info{namespace="one", release="etl"}', values: 1x30 }
+      - { series: 'dagster_exporter_build_info{namespace="one", release="etl"}', values: 1 stale }
       - { series: 'dagster_exporter_build_info{namespace="two", release="etl"}', values: 1x30 }
     alert_rule_test:
       - eval_time: 5m
         alertname: MillraceServiceUnavailable
         exp_alerts:
-          - exp_labels: { severity: critical, service: exporter, namespace: one, release: etl, job: millrace-exporter }
+          - exp_labels: { severity: critical, service: exporter, namespace: one, release: etl }
             exp_annotations: *said
   - name: the same job in two releases, each with its own failures and its own threshold
     interval: 1m
@@ -269,14 +277,14 @@ tests:
       - { series: 'millrace_threshold_failure_ratio{namespace="one", release="etl"}', values: 0.1x120 }
       - { series: 'millrace_threshold_failure_ratio{namespace="two", release="etl"}', values: 0.5x120 }
     alert_rule_test:
-      - eval_time: 100m
+      - eval_time: 20m
         alertname: MillraceFailureRateHigh
         exp_alerts:
           - exp_labels: { severity: warning, code_location: x, job_name: j, namespace: one, release: etl }
             exp_annotations:
               summary: A job fails too often.
               description: 25% of the runs of j (x) failed.
-              runbook_url: deploy/runbooks/MillraceFailureRateHigh.md
+              runbook: deploy/runbooks/MillraceFailureRateHigh.md
 """
 
 
@@ -295,7 +303,7 @@ def test_of_two_releases_in_one_cluster_neither_hides_or_counts_the_other(tmp_pa
 
 @pytest.mark.parametrize("release", ["millrace", "etl"])
 def test_what_is_scraped_has_the_labels_that_the_rules_ask_for(release: str):
-    wanted = {"job": "millrace-exporter", "release": release}
+    wanted = {"job": "millrace-exporter", "namespace": "data", "release": release}
     (monitor,) = render("operator", release=release).of_kind("ServiceMonitor")
     by_operator = {
         each.get("targetLabel"): each.get("replacement") for each in monitor["spec"]["endpoints"][0]["relabelings"]
@@ -303,16 +311,23 @@ def test_what_is_scraped_has_the_labels_that_the_rules_ask_for(release: str):
     (scrape,) = scrape_configs(render("plain", release=release))
     by_hand = {each["target_label"]: each["replacement"] for each in scrape["relabel_configs"]}
 
-    assert by_operator.items() >= wanted.items()  # the operator adds the namespace itself
+    assert by_operator.items() >= wanted.items()
     assert by_hand == wanted
-    assert scrape["static_configs"] == [
-        {"targets": [f"{release}-exporter.data.svc:9464"], "labels": {"namespace": "data"}}
-    ]
+    assert scrape["static_configs"] == [{"targets": [f"{release}-exporter.data.svc:9464"]}]
     (asked,) = re.findall(
         r"\bup\{([^}]*)\}", alerts(render("plain", release=release))["MillraceServiceUnavailable"]["expr"]
     )
     matchers = dict(re.findall(r'(\w+)=~?"([^"]*)"', asked))
-    assert all(re.fullmatch(matchers[name], {"namespace": "data", **wanted}[name]) for name in matchers)
+    assert all(re.fullmatch(matchers[name], wanted[name]) for name in matchers)
+
+
+def test_whether_a_pod_answers_is_told_of_each_and_what_it_tells_is_the_releases():
+    """One that ends is still asked. Were both one target, its `up` would be 1 and 0 by turns."""
+    (monitor,) = render("operator").of_kind("ServiceMonitor")
+    (endpoint,) = monitor["spec"]["endpoints"]
+
+    assert "instance" not in {each.get("targetLabel") for each in endpoint["relabelings"]}
+    assert endpoint["metricRelabelings"] == [{"targetLabel": "instance", "replacement": "millrace-exporter"}]
 
 
 def test_no_label_of_the_scrape_is_one_of_a_figure():
@@ -446,7 +461,56 @@ def test_both_modes_say_the_same():
     for one, other in zip(spec["route"]["routes"], plain["route"]["routes"], strict=True):
         assert (one["receiver"], one.get("continue")) == (other["receiver"], other.get("continue"))
         assert [f'{m["name"]}{m["matchType"]}"{m["value"]}"' for m in one["matchers"]] == other["matchers"]
-    assert [each["equal"] for each in spec["inhibitRules"]] == [each["equal"] for each in plain["inhibit_rules"]]
+    for one, other in zip(spec["inhibitRules"], plain["inhibit_rules"], strict=True):
+        assert one.get("equal") == other.get("equal")
+        assert [_written(one[f"{side}Match"]) for side in ("source", "target")] == [
+            other[f"{side}_matchers"] for side in ("source", "target")
+        ]
+
+
+def _written(matchers: list[Manifest]) -> list[str]:
+    """The operator's matchers as alertmanager.yml has them."""
+    return [f'{m["name"]}{m["matchType"]}"{m["value"]}"' for m in matchers]
+
+
+@pytest.mark.parametrize(
+    ("labels", "ours"),
+    [
+        ({"alertname": "MillraceRunSlow", "namespace": "data", "release": "millrace"}, True),
+        ({"alertname": "MillraceRunSlow", "namespace": "data", "release": "another"}, False),
+        ({"alertname": "MillraceRunSlow", "namespace": "another", "release": "millrace"}, False),
+        ({"alertname": "KubeJobFailed", "namespace": "data", "severity": "warning"}, False),
+    ],
+)
+def test_the_operators_alertmanager_hands_over_the_alerts_of_the_release_alone(labels: Labels, ours: bool):
+    """Its first route is one of many; that of a file takes whatever comes, and admits no matchers."""
+    (config,) = render("operator").of_kind("AlertmanagerConfig")
+
+    assert _holds(_written(config["spec"]["route"]["matchers"]), labels) is ours
+    assert "matchers" not in yaml.safe_load(alertmanager_yml(render("operator", PLAIN)))["route"]
+
+
+@pytest.mark.parametrize("base", ["https://git.example.test/runbooks", ""])
+def test_slack_is_told_what_is_the_matter_and_where_the_runbook_is(tmp_path: Path, base: str):
+    (config,) = render("operator", f"monitoring.runbookBaseUrl={base}").of_kind("AlertmanagerConfig")
+    ((slack,),) = (each["slackConfigs"] for each in config["spec"]["receivers"] if each["name"] == "slack")
+    runbook = {"runbook_url" if base else "runbook": f"{base or 'deploy/runbooks'}/MillraceAssetLate.md"}
+    alerts = [{"annotations": {"description": f"{key} was made 3h ago.", **runbook}} for key in ("a", "b")]
+    data = {"alerts": alerts, "commonAnnotations": runbook, "externalURL": "https://alertmanager.example.test"}
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    (tmp_path / "none.tmpl").write_text('{{ define "slack.default.titlelink" }}{{ .ExternalURL }}{{ end }}')
+
+    def said(template: str) -> str:
+        rendered = run(
+            "amtool", "template", "render", f"--template.glob={tmp_path}/none.tmpl",
+            f"--template.data={tmp_path}/data.json", f"--template.text={template}",
+        )  # fmt: skip
+        assert rendered.returncode == 0, rendered.stderr
+        return rendered.stdout
+
+    assert said(slack["text"]).split("\n")[:2] == ["a was made 3h ago.", "b was made 3h ago."]
+    assert said(slack["titleLink"]).strip() == (runbook["runbook_url"] if base else data["externalURL"])
+    assert ("Runbook: deploy/runbooks/MillraceAssetLate.md" in said(slack["text"])) is (base == "")
 
 
 def test_times_are_values():
@@ -497,7 +561,7 @@ def _inhibits(source: Labels, target: Labels) -> bool:
     return any(
         _holds(rule["source_matchers"], source)
         and _holds(rule["target_matchers"], target)
-        and all(source.get(name, "") == target.get(name, "") for name in rule["equal"])
+        and all(source.get(name, "") == target.get(name, "") for name in rule.get("equal", ()))
         for rule in yaml.safe_load(alertmanager_yml(render("plain")))["inhibit_rules"]
     )
 
@@ -522,6 +586,8 @@ BROKEN = alert("CodeLocationBroken", code_location="shop")
         (BROKEN, alert("ScheduleMissed", code_location="shop", name="daily")),
         (BROKEN, alert("RunStuckQueued", code_location="shop", job_name="j")),
         (alert("DaemonStale", daemon_type="SCHEDULER"), alert("ScheduleMissed", code_location="shop", name="daily")),
+        (alert("DaemonStale", daemon_type="QUEUED_RUN_COORDINATOR"), alert("RunStuckQueued", code_location="shop", job_name="j")),
+        (alert("DaemonStale", daemon_type="MONITORING"), alert("RunStuckStarting", code_location="shop", job_name="j")),
         ({**alert("RunSlow", code_location="shop", job_name="j"), "severity": "critical"}, alert("RunSlow", code_location="shop", job_name="j")),
         ({**alert("VolumeFilling", volume="lake"), "severity": "critical"}, {**alert("VolumeFilling", volume="lake"), "severity": "warning"}),
     ],
@@ -529,7 +595,9 @@ BROKEN = alert("CodeLocationBroken", code_location="shop")
 def test_what_follows_from_another_alert_is_not_told_too(source: Labels, target: Labels):
     assert _inhibits(source, target)
     assert not _inhibits(target, source)
-    assert not _inhibits(source, {**target, "namespace": "another"})
+    for other in ({"namespace": "another"}, {"release": "another"}):
+        assert not _inhibits(source, {**target, **other})
+        assert not _inhibits({**source, **other}, {**target, **other}), "somebody else's to say"
 
 
 @pytest.mark.parametrize(
@@ -540,6 +608,8 @@ def test_what_follows_from_another_alert_is_not_told_too(source: Labels, target:
         ({**alert("VolumeFilling", volume="lake"), "severity": "critical"}, {**alert("VolumeFilling", volume="logs"), "severity": "warning"}),
         ({**alert("CertificateExpiring", host="one"), "severity": "critical"}, {**alert("CertificateExpiring", host="two"), "severity": "warning"}),
         (WEBSERVER, alert("DaemonStale", daemon_type="SENSOR")),
+        (alert("DaemonStale", daemon_type="FRESHNESS_DAEMON"), alert("ScheduleMissed", code_location="shop", name="daily")),
+        (alert("DaemonStale", daemon_type="SCHEDULER"), alert("RunStuckQueued", code_location="shop", job_name="j")),
         (BROKEN, alert("ScheduleMissed", code_location="other", name="daily")),
         (BROKEN, alert("RunMemoryHigh", code_location="shop", job_name="j")),
         (BROKEN, alert("CodeLocationBroken", code_location="other")),
@@ -548,6 +618,14 @@ def test_what_follows_from_another_alert_is_not_told_too(source: Labels, target:
 )  # fmt: skip
 def test_what_does_not_follow_is_told(source: Labels, target: Labels):
     assert not _inhibits(source, target)
+
+
+def test_every_daemon_that_inhibits_is_one_of_dagsters():
+    text = alertmanager_yml(render("plain"))
+    named = {name for matcher in re.findall(r'daemon_type[=!~]+"([^"]+)"', text) for name in matcher.split("|")}
+
+    there = {SchedulerDaemon, MonitoringDaemon, QueuedRunCoordinatorDaemon}
+    assert named == {daemon.daemon_type() for daemon in there}
 
 
 def test_every_alert_that_inhibits_or_is_inhibited_exists():
@@ -568,6 +646,19 @@ def test_the_example_of_the_documentation_works_with_the_secret_it_shows(tmp_pat
     (config,) = Rendered(parse(result.stdout)).of_kind("AlertmanagerConfig")
     read = set(re.findall(r"'key': '([^']+)', 'name': 'millrace-receivers'", str(config)))
     assert read == set(re.findall(r"--from-literal=([a-z-]+)=…", page))
+
+
+def test_what_assets_say_goes_where_the_documentation_has_it_go():
+    page = (DEPLOY / "README.md").read_text()
+    (value,) = re.findall(r"`extraEnvFrom: ([^`]*)`", page)
+    variables = set(re.findall(r"--from-literal=(MILLRACE_\w+)=", page))
+
+    assert {name.removeprefix("MILLRACE_").lower() for name in variables} <= Settings.model_fields.keys()
+    (source,) = yaml.safe_load(value)
+    rendered = render("default", f"extraEnvFrom[0].secretRef.name={source['secretRef']['name']}")
+    ours = list(rendered.containers_of_ours())
+    assert len(ours) > 3
+    assert all(source in each["envFrom"] for _, each in ours)
 
 
 # What is refused
@@ -593,6 +684,8 @@ def test_the_example_of_the_documentation_works_with_the_secret_it_shows(tmp_pat
         ("monitoring.alertmanager.webhook.tokenFromSecret=true", "there is no URL to send the token to"),
         ("monitoring.alertmanager.pagerduty.enabled=true", "need pagerduty-key, and monitoring.alertmanager.existingSecret is empty."),
         ("monitoring.mode=plain,monitoring.bundled.enabled=true,monitoring.alertmanager.existingSecret=s,monitoring.alertmanager.msteams.enabled=true", "monitoring.alertmanager.msteams.enabled needs Alertmanager 0.28.0, and monitoring.bundled.alertmanager.image.tag is v0.25.0. Set a newer one."),
+        ("monitoring.runbookBaseUrl=deploy/runbooks", 'monitoring.runbookBaseUrl is "deploy/runbooks", which is no URL. Set http://… or https://…, or leave it empty.'),
+        ('monitoring.runbookBaseUrl=https://h/"x', "which is no URL"),
         ("monitoring.alerts.MillraceRunSlo.for=1m", "monitoring.alerts names MillraceRunSlo, and there is no such alert. There are: MillraceAssetFailing,"),
         ("monitoring.alerts.MillraceRunSlow.for=1 minute", "at '/monitoring/alerts/MillraceRunSlow/for'"),
         ("monitoring.extraRules[0].rules[0].alert=A", "monitoring.extraRules[0] is not a group of rules."),
@@ -699,26 +792,31 @@ def test_the_roles_may_have_a_secret_of_their_own():
 
 
 @pytest.mark.parametrize(
-    ("scenario", "settings", "hosts"),
+    ("scenario", "settings", "hosts", "ports"),
     [
         (
             "production",
             "exporter.certificateHosts={login.example.test:8443}",
             "data.example.test,login.example.test:8443",
+            {443, 8443},
         ),
-        ("production", "ingress.enabled=false", None),
-        ("default", "exporter.certificateHosts={a.test}", "a.test"),
+        ("production", "ingress.enabled=false", None, set()),
+        ("default", "exporter.certificateHosts={a.test}", "a.test", {443}),
+        ("default", "exporter.certificateHosts={[::1]:9443},networkPolicy.certificates.ports={10443}", "[::1]:9443", {9443, 10443}),
     ],
-)
-def test_the_certificate_of_the_ingress_is_watched(scenario: str, settings: str, hosts: str | None):
-    (container,) = render(scenario, settings).named("Deployment", "millrace-exporter")["spec"]["template"]["spec"][
-        "containers"
-    ]
+)  # fmt: skip
+def test_the_certificate_of_the_ingress_is_watched(scenario: str, settings: str, hosts: str | None, ports: set[int]):
+    rendered = render(scenario, settings)
+    (container,) = rendered.named("Deployment", "millrace-exporter")["spec"]["template"]["spec"]["containers"]
+    policy = rendered.named("NetworkPolicy", "millrace-exporter")["spec"]["egress"]
 
     assert (
         next((each["value"] for each in container["env"] if each["name"] == "MILLRACE_CERTIFICATE_HOSTS"), None)
         == hosts
     )
+    anywhere = {port["port"] for rule in policy if "to" not in rule for port in rule["ports"]}
+    assert anywhere >= ports
+    assert (443 in anywhere) is (443 in ports)
 
 
 @pytest.mark.parametrize(
@@ -757,5 +855,17 @@ def test_the_thresholds_are_settings_that_there_are():
     )
     given = {name.removeprefix("MILLRACE_").lower() for name in names if name.startswith("MILLRACE_ALERT_")}
 
-    assert given == {"alert_failure_ratio", "alert_slow_run_seconds", "alert_memory_ratio", "alert_unavailable_seconds"}
+    thresholds = {"alert_failure_ratio", "alert_slow_run_seconds", "alert_memory_ratio", "alert_unavailable_seconds"}
+    assert given == {*thresholds, "alert_labels"}
     assert given <= Settings.model_fields.keys()
+
+
+def test_a_silence_holds_the_alerts_of_its_own_release():
+    """Those that the exporter is told to put on it are those that its alerts carry."""
+    rendered = render("plain", release="etl", namespace="two")
+    (container,) = rendered.named("Deployment", "etl-exporter")["spec"]["template"]["spec"]["containers"]
+    (told,) = (each["value"] for each in container["env"] if each["name"] == "MILLRACE_ALERT_LABELS")
+
+    labels = dict(each.split("=") for each in told.split(","))
+    assert labels == {"namespace": "two", "release": "etl"}
+    assert all(rule["labels"].items() >= labels.items() for rule in alerts(rendered).values())

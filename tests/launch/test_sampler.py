@@ -16,7 +16,7 @@ from dagster._serdes import serialize_value
 
 from pipeline.cgroup import SAMPLE, Usage
 from pipeline.launch import sampler
-from pipeline.launch.sampler import read_processes, sampling
+from pipeline.launch.sampler import free_bytes, read_processes, sampling
 from pipeline.settings import Settings
 from tests.launch.conftest import daily
 
@@ -93,6 +93,15 @@ def test_a_run_tells_what_it_used_once_and_before_its_end(
     assert told["cpu_seconds"] > 0.5
     ((free, size),) = told["volumes"].values()  # one file system here
     assert 0 < free < size
+
+
+def test_what_is_thrown_away_after_the_run_is_no_volume(tmp_path: Path):
+    """An emptyDir tells the room of its node's disk, which is neither its limit nor what stays."""
+    settings = Settings(state_dir=tmp_path, lake_path=str(tmp_path / "lake"))
+    settings.scratch_path.mkdir()
+    assert free_bytes(settings) == {}
+    Path(settings.lake_path).mkdir()
+    assert free_bytes(settings).keys() == {"lake"}
 
 
 def test_a_run_that_fails_tells_it_too(instance: dg.DagsterInstance, execute: Callable[..., str]):

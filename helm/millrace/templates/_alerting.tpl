@@ -1,11 +1,16 @@
 {{- /* Alert rules and Alertmanager's configuration, each kept once and rendered for the operator and for plain files. */ -}}
 
+{{- /* The labels, as JSON, that every series and alert of this release carries and nothing else does. */ -}}
+{{- define "millrace.identity" -}}
+{{- dict "namespace" .Release.Namespace "release" .Release.Name | toJson -}}
+{{- end -}}
+
 {{- /* {file: {groups: […]}} as JSON. Every series and every alert is of this release: another one in the cluster is
      neither counted in nor hidden. The braces in the files are Prometheus's, so nothing here may run them through tpl. */ -}}
 {{- define "millrace.rules" -}}
 {{- $values := .Values.monitoring -}}
-{{- $labels := dict "namespace" .Release.Namespace "release" .Release.Name -}}
-{{- $selector := printf `namespace="%s",release="%s"` .Release.Namespace .Release.Name -}}
+{{- $labels := include "millrace.identity" . | fromJson -}}
+{{- $selector := printf `namespace="%s",release="%s"` $labels.namespace $labels.release -}}
 {{- $name := `\b((?:[a-zA-Z_]\w*:)[\w:]+|(?:dagster|millrace)_\w+|up)` -}}
 {{- $files := dict -}}
 {{- $known := list -}}
@@ -20,14 +25,15 @@
 {{- /* What an aggregation makes has the two labels too, as a recorded series has: else the one would not match the other. */ -}}
 {{- $expr = regexReplaceAll `\bby \(` $expr "by (namespace, release, " -}}
 {{- $expr = regexReplaceAll `\b(sum|min|max|avg|count|group|stddev|stdvar|quantile|topk|bottomk)\(` $expr "${1} by (namespace, release) (" -}}
-{{- $expr = regexReplaceAll `\bvector\(([^()]*)\)` $expr (printf `label_replace(label_replace(vector(${1}), "namespace", "%s", "", ""), "release", "%s", "", "")` $.Release.Namespace $.Release.Name) -}}
+{{- $expr = regexReplaceAll `\bvector\(([^()]*)\)` $expr (printf `label_replace(label_replace(vector(${1}), "namespace", "%s", "", ""), "release", "%s", "", "")` $labels.namespace $labels.release) -}}
 {{- $_ := set $rule "expr" (replace ",}" "}" $expr) -}}
 {{- $_ := set $rule "labels" (merge (dict) $labels ($rule.labels | default dict)) -}}
 {{- $override := dict -}}
 {{- if $rule.alert -}}
 {{- $known = append $known $rule.alert -}}
 {{- $override = get $values.alerts $rule.alert | default dict -}}
-{{- $_ := set $rule.annotations "runbook_url" (printf "%s/%s.md" (trimSuffix "/" $values.runbookBaseUrl) $rule.alert) -}}
+{{- $base := trimSuffix "/" $values.runbookBaseUrl -}}
+{{- $_ := set $rule.annotations (ternary "runbook_url" "runbook" (ne $base "")) (printf "%s/%s.md" ($base | default "deploy/runbooks") $rule.alert) -}}
 {{- with $override.for }}{{ $_ := set $rule "for" . }}{{ end -}}
 {{- with $override.keepFiringFor }}{{ $_ := set $rule "keep_firing_for" . }}{{ end -}}
 {{- with $override.severity }}{{ $_ := set $rule.labels "severity" . }}{{ end -}}
@@ -82,7 +88,7 @@
 {{- if and $rule.alert (not (has $severity (list "critical" "warning" "info" "none"))) -}}
 {{- fail (printf "%s has the severity %q, by which nobody is told. Set labels.severity to critical, warning, info or none." $named $severity) -}}
 {{- end -}}
-{{- $own := dict "namespace" $.Release.Namespace "release" $.Release.Name -}}
+{{- $own := include "millrace.identity" $ | fromJson -}}
 {{- $rules = append $rules (merge (dict "labels" (merge (dict) ($rule.labels | default dict) $own)) $rule) -}}
 {{- end -}}
 {{- $groups = append $groups (merge (dict "rules" $rules) $group) -}}
@@ -96,6 +102,10 @@
 {{- $values := .Values.monitoring.alertmanager }}
 {{- $critical := list (dict "name" "severity" "matchType" "=" "value" "critical") }}
 {{- $serious := list (dict "name" "severity" "matchType" "=~" "value" "critical|warning") }}
+{{- $own := list }}
+{{- range $name, $value := include "millrace.identity" . | fromJson }}
+{{- $own = append $own (dict "name" $name "matchType" "=" "value" $value) }}
+{{- end }}
 {{- $secret := dict }}
 {{- range $for, $key := $values.secretKeys }}{{ $_ := set $secret $for (dict "name" $values.existingSecret "key" $key) }}{{ end }}
 {{- $receivers := list (dict "name" "console" "webhookConfigs" (list (dict
@@ -127,7 +137,9 @@
 {{- $receivers = append $receivers (dict "name" "webhook" "webhookConfigs" (list $webhook)) }}
 {{- end }}{{ end }}
 {{- if $values.slack.channel }}
-{{- $receivers = append $receivers (dict "name" "slack" "slackConfigs" (list (dict "channel" $values.slack.channel "apiURL" $secret.slackUrl "sendResolved" true))) }}
+{{- $slack := dict "channel" $values.slack.channel "apiURL" $secret.slackUrl "sendResolved" true }}
+{{- $_ := merge $slack (include "millrace.slackWords" . | fromYaml) }}
+{{- $receivers = append $receivers (dict "name" "slack" "slackConfigs" (list $slack)) }}
 {{- end }}
 {{- if $values.msteams.enabled }}
 {{- $receivers = append $receivers (dict "name" "msteams" "msteamsv2Configs" (list (dict "webhookURL" $secret.msteamsUrl "sendResolved" true))) }}
@@ -138,6 +150,8 @@
 {{- $routes = append $routes (dict "receiver" "console" "matchers" (list (dict "name" "severity" "matchType" "=~" "value" "critical|warning|info"))) -}}
 route:
   receiver: console
+  # Nobody else's alerts. Of the namespace the operator sees to this itself, unless its Alertmanager is told not to.
+  matchers: {{- toYaml $own | nindent 4 }}
   groupBy: [alertname, code_location, job_name] # not `job`, which is Prometheus's own
   groupWait: {{ $values.groupWait }}
   groupInterval: {{ $values.groupInterval }}
@@ -145,40 +159,61 @@ route:
   routes: {{- toYaml $routes | nindent 4 }}
 receivers: {{- toYaml $receivers | nindent 2 }}
 inhibitRules:
-  # The same trouble, less of it.
-  - sourceMatch: [{ name: severity, matchType: "=", value: critical }]
-    targetMatch: [{ name: severity, matchType: "=~", value: warning|info }]
-    equal: [namespace, release, alertname, code_location, job_name, volume, host]
-  # Without database or exporter every figure is an old one.
-  - sourceMatch:
-      - { name: alertname, matchType: "=", value: MillraceServiceUnavailable }
-      - { name: service, matchType: "=~", value: database|exporter }
-    targetMatch:
-      - { name: alertname, matchType: "=~", value: Millrace.+ }
-      - { name: alertname, matchType: "!~", value: MillraceServiceUnavailable|MillraceWatchdog }
-    equal: [namespace, release]
-  # The webserver answers from the same database.
-  - sourceMatch:
-      - { name: alertname, matchType: "=", value: MillraceServiceUnavailable }
-      - { name: service, matchType: "=", value: database }
-    targetMatch:
-      - { name: alertname, matchType: "=", value: MillraceServiceUnavailable }
-      - { name: service, matchType: "=", value: webserver }
-    equal: [namespace, release]
-  - sourceMatch: [{ name: alertname, matchType: "=", value: MillraceCodeLocationBroken }]
-    targetMatch:
-      - { name: alertname, matchType: "=~", value: MillraceScheduleMissed|MillraceTicksFailing|MillraceRunStuckQueued|MillraceRunStuckStarting|MillraceRunLaunchFailing }
-    equal: [namespace, release, code_location]
-  - sourceMatch: [{ name: alertname, matchType: "=", value: MillraceDaemonStale }]
-    targetMatch:
-      - { name: alertname, matchType: "=~", value: MillraceScheduleMissed|MillraceRunStuckQueued|MillraceRunStuckStarting }
-    equal: [namespace, release]
+  {{- range include "millrace.inhibitions" . | fromYamlArray }}
+  {{- $rule := dict "sourceMatch" (concat $own .sourceMatch) "targetMatch" (concat $own .targetMatch) }}
+  - {{- merge $rule (omit . "sourceMatch" "targetMatch") | toYaml | nindent 4 }}
+  {{- end }}
+{{- end -}}
+
+{{- /* What is not told because something else is: both sides are of this release, which `millrace.alertmanagerSpec` adds. */ -}}
+{{- define "millrace.inhibitions" -}}
+# The same trouble, less of it.
+- sourceMatch: [{ name: severity, matchType: "=", value: critical }]
+  targetMatch: [{ name: severity, matchType: "=~", value: warning|info }]
+  equal: [alertname, code_location, job_name, volume, host]
+# Without database or exporter every figure is an old one.
+- sourceMatch:
+    - { name: alertname, matchType: "=", value: MillraceServiceUnavailable }
+    - { name: service, matchType: "=~", value: database|exporter }
+  targetMatch:
+    - { name: alertname, matchType: "=~", value: Millrace.+ }
+    - { name: alertname, matchType: "!~", value: MillraceServiceUnavailable|MillraceWatchdog }
+# The webserver answers from the same database.
+- sourceMatch:
+    - { name: alertname, matchType: "=", value: MillraceServiceUnavailable }
+    - { name: service, matchType: "=", value: database }
+  targetMatch:
+    - { name: alertname, matchType: "=", value: MillraceServiceUnavailable }
+    - { name: service, matchType: "=", value: webserver }
+- sourceMatch: [{ name: alertname, matchType: "=", value: MillraceCodeLocationBroken }]
+  targetMatch:
+    - { name: alertname, matchType: "=~", value: MillraceScheduleMissed|MillraceTicksFailing|MillraceRunStuckQueued|MillraceRunStuckStarting|MillraceRunLaunchFailing }
+  equal: [code_location]
+# Of the daemon's threads one makes the ticks, one launches what is queued, one ends what does not start.
+- sourceMatch:
+    - { name: alertname, matchType: "=", value: MillraceDaemonStale }
+    - { name: daemon_type, matchType: "=", value: SCHEDULER }
+  targetMatch: [{ name: alertname, matchType: "=", value: MillraceScheduleMissed }]
+- sourceMatch:
+    - { name: alertname, matchType: "=", value: MillraceDaemonStale }
+    - { name: daemon_type, matchType: "=~", value: QUEUED_RUN_COORDINATOR|MONITORING }
+  targetMatch: [{ name: alertname, matchType: "=~", value: MillraceRunStuckQueued|MillraceRunStuckStarting }]
+{{- end -}}
+
+{{- /* Slack's own words for a group of alerts are their labels. The braces are Alertmanager's. */ -}}
+{{- define "millrace.slackWords" -}}
+titleLink: {{ `{{ with .CommonAnnotations.runbook_url }}{{ . }}{{ else }}{{ template "slack.default.titlelink" . }}{{ end }}` | quote }}
+text: {{ `{{ range .Alerts }}{{ .Annotations.description }}
+{{ end }}{{ with .CommonAnnotations.runbook }}Runbook: {{ . }}{{ end }}` | quote }}
 {{- end -}}
 
 {{- /* alertmanager.yml: the same names in snake case, matchers as texts, and a key of a Secret as the file it is mounted
-     at, which is where the operator mounts the `secrets` of an Alertmanager too. */ -}}
+     at, which is where the operator mounts the `secrets` of an Alertmanager too. The first route of such a file takes
+     whatever comes: Alertmanager admits no matchers there. */ -}}
 {{- define "millrace.alertmanagerYaml" -}}
-{{- (include "millrace.asPlainFile" (include "millrace.alertmanagerSpec" . | fromYaml) | fromJson).it | toYaml -}}
+{{- $spec := include "millrace.alertmanagerSpec" . | fromYaml -}}
+{{- $_ := unset $spec.route "matchers" -}}
+{{- (include "millrace.asPlainFile" $spec | fromJson).it | toYaml -}}
 {{- end -}}
 
 {{- define "millrace.asPlainFile" -}}

@@ -97,8 +97,20 @@ spec:
 {{ include "millrace.flow" .Values.networkPolicy.alertmanager }}
 {{- end -}}
 
+{{- /* The hosts whose certificates the exporter watches, host or host:port, with commas between. */ -}}
+{{- define "millrace.certificateHosts" -}}
+{{- $hosts := .Values.exporter.certificateHosts }}
+{{- if and .Values.ingress.enabled .Values.ingress.tlsSecret }}{{ $hosts = prepend $hosts .Values.ingress.host }}{{ end }}
+{{- join "," $hosts }}
+{{- end -}}
+
 {{- define "millrace.flow.certificates" -}}
-{{ include "millrace.flow" .Values.networkPolicy.certificates }}
+{{- $flow := .Values.networkPolicy.certificates }}
+{{- $ports := $flow.ports }}
+{{- range splitList "," (include "millrace.certificateHosts" .) }}
+{{- $ports = append $ports (regexFind ":[0-9]+$" . | trimPrefix ":" | default "443" | int) }}
+{{- end }}
+{{ include "millrace.flow" (dict "ports" (uniq $ports) "to" $flow.to) }}
 {{- end -}}
 
 {{- define "millrace.flow.receivers" -}}

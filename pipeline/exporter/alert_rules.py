@@ -173,9 +173,8 @@ def silent_daemons(figures: Figures) -> Found:
     return {daemon: figures.now - at for daemon, at in newest.items() if figures.now - at > SILENT_SECONDS}
 
 
-UNAVAILABLE = (
-    "MillraceServiceUnavailable"  # that of the database stands for all others: every figure is an old one then
-)
+# That of the database stands for all other alerts: every figure is an old one then.
+UNAVAILABLE = "MillraceServiceUnavailable"
 RULES: Sequence[Rule] = (
     Rule(
         UNAVAILABLE, "critical", 60, "A service does not answer.", "The {{ $labels.service }} does not answer.",

@@ -113,7 +113,7 @@ class InAlertmanager:
                 f"Adding a silence: no alert of this installation has {', '.join(others)}. Its own labels, by "
                 f"MILLRACE_ALERT_LABELS, are {', '.join(f'{name}={value}' for name, value in self._own.items())}."
             )
-        # Rules of the installation's own have other names, so a name is not made longer: either may be meant.
+        # Rules that the installation adds need not begin with that word: either name may be meant.
         named = {"name": "alertname", "value": alert, "isRegex": False, "isEqual": True}
         if not alert.startswith(PREFIX):
             named |= {"value": f"({PREFIX})?{re.escape(alert)}", "isRegex": True}

@@ -204,7 +204,7 @@ def monitor(hours: float, as_json: bool) -> None:
     from pipeline.operate.console import show_monitor
     from pipeline.operate.monitor import ask_exporter
 
-    answer = ask_exporter(_settings(database=False), hours=hours)
+    answer = ask_exporter(_settings(database=False), "/monitor", dict, hours=hours)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     else:
@@ -380,9 +380,9 @@ def alerts() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON on stdout.")
 def list_alerts(as_json: bool) -> None:
     """List the alerts that the exporter on this machine knows of."""
-    from pipeline.operate.alerts import list_alerts as ask
+    from pipeline.operate.monitor import ask_exporter
 
-    found = ask(_settings(database=False))
+    found = ask_exporter(_settings(database=False), "/alerts", list)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -403,7 +403,7 @@ def list_alerts(as_json: bool) -> None:
 @click.option("--label", "labels", multiple=True, help="Only alerts with this label: job_name=load.")
 @click.option("--comment", default="", help="Why.")
 def silence(name: str, how_long: str, labels: tuple[str, ...], comment: str) -> None:
-    """Tell nobody of the alert NAME for a while. It still shows in `alerts list`."""
+    """Tell nobody of the alert NAME (RunSlow, or MillraceRunSlow) for a while. It still shows in `alerts list`."""
     from pipeline.operate.alerts import duration
     from pipeline.operate.silences import silences as kept
 

@@ -7,6 +7,7 @@ A webhook gets what Alertmanager sends (version 4 of its body), so that one rece
 and when they fire is not here: `exporter` has those. Addresses and passwords are in no log and no error.
 """
 
+import errno
 import json
 import logging
 import re
@@ -18,18 +19,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.utils import formatdate, getaddresses, make_msgid
 from http.client import HTTPException, InvalidURL
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from pipeline.errors import ConfigError, MillraceError, NotifyRejected, NotifyUnavailable
 from pipeline.retries import retry_context
-from pipeline.settings import EMBEDDED_WEBHOOK_URL, Settings
+from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ ATTEMPTS, PATIENCE_SECONDS = 5, 30.0
 MAX_ALERTS = 100  # of one message
 MAX_CHARACTERS = 8_000  # of its text: Teams takes 28 kB in all
 LATER = (408, 425, 429)  # and 5xx: trying again may work
+NOBODY = (errno.ECONNREFUSED, errno.EADDRNOTAVAIL)  # the second where localhost is ::1 too, and there is no IPv6
 PORTS = {"starttls": 587, "tls": 465, "none": 25}
 
 
@@ -91,17 +94,22 @@ class Message(BaseModel):
     @classmethod
     def of(cls, alerts: Iterable[Alert], group_labels: Mapping[str, str]) -> Self:
         """One message of *alerts*, which have *group_labels* in common; those that fire come first."""
-        found = sorted(alerts, key=lambda alert: alert.status)
-        told = tuple(found[:MAX_ALERTS])
+        told = tuple(sorted(alerts, key=lambda alert: alert.status))
         return cls(
             group_key=json.dumps(group_labels, sort_keys=True),
-            truncated_alerts=len(found) - len(told),
-            status=found[0].status,
+            status=told[0].status,
             group_labels=dict(group_labels),
             common_labels=_common(alert.labels for alert in told),
             common_annotations=_common(alert.annotations for alert in told),
             alerts=told,
         )
+
+    @classmethod
+    def parts(cls, alerts: Iterable[Alert], group_labels: Mapping[str, str]) -> list[Self]:
+        """The same as messages of `MAX_ALERTS` at most. Those that fire come last: the newest of a group says how it is."""
+        told = sorted(alerts, key=lambda alert: alert.status)
+        starts = range(0, len(told), MAX_ALERTS)
+        return [cls.of(told[start : start + MAX_ALERTS], group_labels) for start in reversed(starts)]
 
     @property
     def subject(self) -> str:
@@ -110,7 +118,7 @@ class Message(BaseModel):
         summary = " ".join(alert.annotations.get("summary", alert.labels.get("alertname", "")).split())
         if alert.labels.get("alertname") == MESSAGE:
             return summary
-        count = sum(each.status == self.status for each in self.alerts) + self.truncated_alerts
+        count = sum(each.status == self.status for each in self.alerts)
         return f"[{self.status.upper()}:{count}] {summary}"
 
     @property
@@ -120,8 +128,6 @@ class Message(BaseModel):
             text = self.alerts[0].annotations.get("description", "")
         else:
             text = "\n\n".join(_paragraph(alert) for alert in self.alerts)
-            if self.truncated_alerts:
-                text += f"\n\nand {self.truncated_alerts} more"
         return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
 
 
@@ -146,8 +152,12 @@ def notify(
     now = datetime.now(UTC)
     alert = Alert(
         status="firing",
-        labels={**(labels or {}), "alertname": MESSAGE, "severity": severity},
-        annotations={"summary": subject, "description": text},
+        labels={
+            **{name: _sendable(value) for name, value in (labels or {}).items()},
+            "alertname": MESSAGE,
+            "severity": severity,
+        },
+        annotations={"summary": _sendable(subject), "description": _sendable(text)},
         starts_at=now,
     )
     message = Message.of([alert], {"alertname": MESSAGE})
@@ -171,19 +181,43 @@ def deliver(
     *,
     attempts: int = ATTEMPTS,
 ) -> None:
-    """As `send`, but that nobody listens where the embedded platform guesses a webhook is no error: it is logged, once."""
-    if channel != "webhook" or settings.notify_webhook_url.get_secret_value() != EMBEDDED_WEBHOOK_URL:
-        send(settings, message, channel, attempts=attempts)
-        return
+    """As `send`, but that nobody listens where a webhook is only guessed is no error until it answered: it is logged, once."""
     try:
-        send(settings, message, channel, attempts=1)
-    except NotifyUnavailable as error:
-        if EMBEDDED_WEBHOOK_URL not in _told:
-            _told.add(EMBEDDED_WEBHOOK_URL)
+        send(settings, message, channel, attempts=attempts)
+    except NobodyListens as error:
+        if not _is_guess(settings, channel):
+            raise
+        if not _guess.is_told:
+            _guess.is_told = True
             log.warning("%s This is told once; an empty MILLRACE_NOTIFY_WEBHOOK_URL turns the webhook off.", error)
 
 
-_told: set[str] = set()
+class NobodyListens(NotifyUnavailable):
+    """The connection was refused."""
+
+
+class Deferred(NotifyUnavailable):
+    """A mail server wants to be asked again for some recipients. The others are done with: `settings` have those alone."""
+
+    def __init__(self, text: str, settings: Settings) -> None:
+        super().__init__(text)
+        self.settings = settings
+
+
+@dataclass
+class _Guess:
+    """What this process knows of the webhook that nobody configured."""
+
+    is_right: bool = False  # it took a message
+    is_told: bool = False
+
+
+_guess = _Guess()
+
+
+def _is_guess(settings: Settings, channel: str) -> bool:
+    """True if *channel* is a webhook that nobody configured, and that has taken nothing so far."""
+    return channel == "webhook" and "notify_webhook_url" not in settings.model_fields_set and not _guess.is_right
 
 
 def send(
@@ -201,11 +235,22 @@ def send(
     """
     if channel not in CHANNELS:
         raise ConfigError(f"There is no channel {channel!r} to notify. There are: {', '.join(CHANNELS)}.")
+
+    def may_get_through(error: Exception) -> bool:
+        is_wrong_guess = isinstance(error, NobodyListens) and _is_guess(settings, channel)
+        return isinstance(error, NotifyUnavailable) and not is_wrong_guess
+
     for attempt in retry_context(
-        on=NotifyUnavailable, attempts=attempts, timeout=patience_seconds, wait_initial=0.5, wait_max=5.0
+        on=may_get_through, attempts=attempts, timeout=patience_seconds, wait_initial=0.5, wait_max=5.0
     ):
         with attempt:
-            CHANNELS[channel](settings, message)
+            try:
+                CHANNELS[channel](settings, message)
+            except Deferred as error:
+                settings = error.settings
+                raise
+    if _is_guess(settings, channel):
+        _guess.is_right = True
 
 
 def configured_channels(settings: Settings) -> tuple[str, ...]:
@@ -260,8 +305,8 @@ def _post(channel: str, url: SecretStr | None, body: Any, headers: Mapping[str, 
         raise ConfigError(f"Notifying by {channel}: it has no address. Set {variable}.")
     doing = f"Notifying by {channel}"
     try:
-        doing += f" at {_server(address)}"
-        request = urllib.request.Request(  # noqa: S310  (`_server` looked at the scheme)
+        doing += f" at {shown_server(address)}"
+        request = urllib.request.Request(  # noqa: S310  (`shown_server` looked at the scheme)
             address,
             json.dumps(body).encode(),
             {"Content-Type": "application/json", "User-Agent": "millrace", **(headers or {})},
@@ -283,15 +328,18 @@ def _post(channel: str, url: SecretStr | None, body: Any, headers: Mapping[str, 
         if isinstance(problem, ssl.SSLCertVerificationError):
             raise NotifyRejected(f"{doing}: {_distrust(problem)}") from None
         said = _without(f"{problem}" or type(problem).__name__, address)
-        raise NotifyUnavailable(f"{doing}: {said}. Look whether it runs, and at {variable}.") from None
+        is_refused = isinstance(problem, OSError) and problem.errno in NOBODY
+        kind = NobodyListens if is_refused else NotifyUnavailable
+        raise kind(f"{doing}: {said}. Look whether it runs, and at {variable}.") from None
 
 
-def _server(address: str) -> str:
-    """The part of *address* that may be shown. Raises ValueError if it is not one of http(s)."""
+def shown_server(address: str) -> str:
+    """The part of *address* that may be shown: no user, password or path. Raises ValueError if it is not one of http(s)."""
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError
-    return f"{parts.scheme}://{parts.hostname}:{parts.port}" if parts.port else f"{parts.scheme}://{parts.hostname}"
+        raise ValueError("it is not an address of http or https")  # without it: a part of it may be a secret
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{parts.port}" if parts.port else f"{parts.scheme}://{host}"
 
 
 def _body(error: urllib.error.HTTPError) -> str:
@@ -301,14 +349,12 @@ def _body(error: urllib.error.HTTPError) -> str:
 
 
 def _email(settings: Settings, message: Message) -> None:
-    mail = _mail(settings, message)
     port = settings.smtp_port or PORTS[settings.smtp_security]
     doing = f"Notifying by email through {settings.smtp_host}:{port}"
     try:
-        refused = _hand_over(settings, mail, port)
-    except smtplib.SMTPRecipientsRefused as error:
-        later = all(400 <= code < 500 for code, _ in error.recipients.values())
-        raise _smtp_error(f"{doing}: {_refusals(error.recipients)}", "MILLRACE_NOTIFY_EMAIL_TO", later=later) from None
+        refused = _hand_over(settings, _mail(settings, message), port)
+    except smtplib.SMTPRecipientsRefused as error:  # also where it hangs up at one, and no other has the mail either
+        refused = dict.fromkeys(_recipients(settings), (450, b"cut off")) | error.recipients
     except smtplib.SMTPAuthenticationError as error:
         later = 400 <= error.smtp_code < 500
         said = f"{error.smtp_code} {_said(error.smtp_error)}"
@@ -336,7 +382,19 @@ def _email(settings: Settings, message: Message) -> None:
         said = f"{doing}: {f'{error}' or type(error).__name__}"
         raise _smtp_error(said, "MILLRACE_SMTP_HOST, MILLRACE_SMTP_PORT and MILLRACE_SMTP_USER", later=later) from None
     if refused:
-        raise NotifyRejected(f"{doing}: {_refusals(refused)}; the others got it. Correct MILLRACE_NOTIFY_EMAIL_TO.")
+        _raise_refused(doing, settings, refused)
+
+
+def _raise_refused(doing: str, settings: Settings, refused: Mapping[str, tuple[int, bytes]]) -> NoReturn:
+    later = {who: answer for who, answer in refused.items() if 400 <= answer[0] < 500}
+    never = {who: answer for who, answer in refused.items() if who not in later}
+    got_it = "; the others got it" if refused.keys() < set(_recipients(settings)) else ""
+    if not later:
+        raise NotifyRejected(f"{doing}: {_refusals(never)}{got_it}. Look at MILLRACE_NOTIFY_EMAIL_TO.")
+    if never:  # nobody is told when the others have it
+        log.error("%s: %s. Look at MILLRACE_NOTIFY_EMAIL_TO.", doing, _refusals(never))
+    rest = settings.model_copy(update={"notify_email_to": ", ".join(later)})
+    raise Deferred(f"{doing}: {_refusals(refused)}{got_it}.", rest)
 
 
 def _mail(settings: Settings, message: Message) -> EmailMessage:
@@ -347,7 +405,7 @@ def _mail(settings: Settings, message: Message) -> EmailMessage:
             "Notifying by email: MILLRACE_SMTP_SECURITY=none would send the password as it is. Set starttls or tls, "
             "or unset MILLRACE_SMTP_USER."
         )
-    recipients = [address for _, address in getaddresses([settings.notify_email_to]) if address]
+    recipients = _recipients(settings)
     if wrong := [address for address in recipients if "@" not in address]:
         raise ConfigError(f"Notifying by email: {', '.join(wrong)} is no address. Correct MILLRACE_NOTIFY_EMAIL_TO.")
     sender = settings.notify_email_from or (settings.smtp_user if "@" in settings.smtp_user else "")
@@ -365,6 +423,10 @@ def _mail(settings: Settings, message: Message) -> EmailMessage:
     mail["Auto-Submitted"] = "auto-generated"  # or an absent reader's program answers it
     mail.set_content(message.text or message.subject)
     return mail
+
+
+def _recipients(settings: Settings) -> list[str]:
+    return [address for _, address in getaddresses([settings.notify_email_to]) if address]
 
 
 def _hand_over(settings: Settings, mail: EmailMessage, port: int) -> dict[str, tuple[int, bytes]]:
@@ -413,6 +475,11 @@ def _paragraph(alert: Alert) -> str:
     lines += [f"{alert.status} since {shown_time(alert.starts_at)}{until}: {labels}"]
     lines += [alert.annotations[name] for name in ("runbook_url", "runbook") if name in alert.annotations]
     return "\n".join(lines)
+
+
+def _sendable(text: str) -> str:
+    """*text* without the halves of characters that a broken file name or answer leaves, which no channel can send."""
+    return text.encode(errors="replace").decode()
 
 
 def _common(each: Iterable[dict[str, str]]) -> dict[str, str]:

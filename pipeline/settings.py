@@ -39,6 +39,7 @@ HOST_AND_PORT = re.compile(
     r"(\[(?P<v6>[0-9A-Fa-f:]+)\]|(?P<host>[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?))(:(?P<port>[1-9]\d{0,4}))?"
 )
 MAX_CERTIFICATE_HOSTS = 20
+LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 Role = Literal["millrace", "lake_reader", "exporter"]
 
@@ -204,9 +205,19 @@ class Settings(BaseSettings):
         description="The exporter evaluates the required alerts itself and notifies; unset: with the embedded database "
         "and no Alertmanager, so that nobody is told twice.",
     )
+    alert_labels: str = Field(
+        "",
+        description="Labels that tell this installation's alerts from others' in the same Alertmanager, as "
+        "namespace=data,release=millrace: silences are for those alone.",
+    )
+    notify_localhost: bool = Field(
+        default_factory=lambda read: read.get("database_url") is None,
+        description="Without a webhook what listens on port 3000 here, if anything does, is one; unset: with the "
+        "embedded database.",
+    )
     notify_webhook_url: SecretStr = Field(
-        default_factory=lambda read: SecretStr(EMBEDDED_WEBHOOK_URL if read.get("database_url") is None else ""),
-        description="Gets alerts and messages as Alertmanager sends them; unset: port 3000 here with the embedded database.",
+        default_factory=lambda read: SecretStr(EMBEDDED_WEBHOOK_URL if read.get("notify_localhost") else ""),
+        description="Gets alerts and messages as Alertmanager sends them; unset: see notify_localhost; empty: there is none.",
     )
     notify_webhook_token: SecretStr | None = Field(None, description="Bearer token for the webhook.")
     notify_slack_url: SecretStr | None = Field(None, description="Incoming webhook of a Slack channel.")
@@ -271,6 +282,12 @@ class Settings(BaseSettings):
     def _readable(cls, hosts: str) -> str:
         _addresses_of(hosts)
         return hosts
+
+    @field_validator("alert_labels", mode="after")
+    @classmethod
+    def _paired(cls, labels: str) -> str:
+        _labels_of(labels)
+        return labels
 
     @classmethod
     def load(cls) -> "Settings":
@@ -349,6 +366,11 @@ class Settings(BaseSettings):
     def certificate_addresses(self) -> dict[str, tuple[str, int]]:
         """Host and port of each of `certificate_hosts`, by what is written there."""
         return _addresses_of(self.certificate_hosts)
+
+    @property
+    def own_labels(self) -> dict[str, str]:
+        """Name and value of each of `alert_labels`."""
+        return _labels_of(self.alert_labels)
 
     @property
     def thread_count(self) -> int:
@@ -450,11 +472,7 @@ class Settings(BaseSettings):
             "DAGSTER_PG_DB": "dagster",
             # To a child the embedded database is one with an address: what follows from it would be lost.
             "MILLRACE_ALERTS_EVALUATE": str(self.alerts_evaluate).lower(),
-            **(
-                {"MILLRACE_NOTIFY_WEBHOOK_URL": EMBEDDED_WEBHOOK_URL}
-                if self.notify_webhook_url.get_secret_value() == EMBEDDED_WEBHOOK_URL
-                else {}
-            ),
+            "MILLRACE_NOTIFY_LOCALHOST": str(self.notify_localhost).lower(),
         }
 
 
@@ -472,6 +490,17 @@ def _addresses_of(hosts: str) -> dict[str, tuple[str, int]]:
         found[name] = (parts["v6"] or parts["host"], int(parts["port"] or 443))
     if len(found) > MAX_CERTIFICATE_HOSTS:
         raise ValueError(f"{len(found)} hosts, of which {MAX_CERTIFICATE_HOSTS} are asked at most")
+    return found
+
+
+def _labels_of(text: str) -> dict[str, str]:
+    """``a=x,b=y`` as a mapping. Raises ValueError naming the part that is no label with its value."""
+    found: dict[str, str] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, _, value = part.partition("=")
+        if not (LABEL.fullmatch(name) and value) or name in found:
+            raise ValueError(f"{part!r} is no NAME=VALUE of a label, or its name comes twice")
+        found[name] = value
     return found
 
 

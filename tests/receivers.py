@@ -115,7 +115,7 @@ class Mail:
 
 
 class MailServer(socketserver.ThreadingTCPServer):
-    """Takes mail by SMTP. `answers` are by command (``RCPT``, ``.`` for the end of a mail), each given once."""
+    """Takes mail by SMTP. `answers` are by command (``RCPT``, ``.`` for the end of a mail), each given once; empty: as ever."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -153,8 +153,8 @@ class _MailHandler(socketserver.BaseRequestHandler):
         while line := self.file.readline(4096).decode(errors="replace").strip():
             verb, _, rest = line.partition(" ")
             verb = verb.upper()
-            if planned := self.mail_server.answers.get(verb):
-                self._say(planned.pop(0))
+            if (planned := self.mail_server.answers.get(verb)) and (answer := planned.pop(0)):
+                self._say(answer)
             elif verb == "EHLO":
                 self._greet()
             elif verb == "STARTTLS" and self.mail_server.tls:

@@ -13,9 +13,10 @@ import pytest
 from pydantic import SecretStr
 
 from pipeline import notify as module
+from pipeline import settings as settings_module
 from pipeline.errors import ConfigError, MillraceError, NotifyRejected, NotifyUnavailable
 from pipeline.notify import Alert, Message, deliver, notify, send
-from pipeline.settings import EMBEDDED_WEBHOOK_URL, Settings
+from pipeline.settings import EMBEDDED_WEBHOOK_URL, Settings, process_environment
 from tests.receivers import certificate, mail_server, webhook
 
 SECRET = "T0p-S3cret"
@@ -144,22 +145,54 @@ def test_a_server_whose_certificate_nobody_trusts_is_refused_with_the_remedy(tmp
     assert not server.mails
 
 
-def test_nobody_at_the_embedded_default_is_told_once_and_is_no_error(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+@pytest.fixture
+def guessed(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The port of the webhook that is there by default; nobody listens on it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}/api/v1/alerts"
-    monkeypatch.setattr(module, "EMBEDDED_WEBHOOK_URL", nowhere)
-    settings = made(notify_webhook_url=nowhere)
+        port: int = free.getsockname()[1]
+    monkeypatch.setattr(settings_module, "EMBEDDED_WEBHOOK_URL", f"http://127.0.0.1:{port}/api/v1/alerts")
+    monkeypatch.setattr(module, "_guess", module._Guess())
+    return port
 
+
+def test_nobody_at_the_embedded_default_is_told_once_and_is_no_error(
+    guessed: int, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
     for _ in range(3):
-        notify(settings, "Hello")
+        notify(Settings(), "Hello")
 
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "an empty MILLRACE_NOTIFY_WEBHOOK_URL turns the webhook off" in caplog.text
     assert capsys.readouterr().out.count("Hello") == 3
     with pytest.raises(NotifyUnavailable):  # asked for by hand it is one
-        send(settings, group(alert()), "webhook", attempts=1)
+        send(Settings(), group(alert()), "webhook")
+
+
+def test_an_answer_at_the_embedded_default_is_taken_seriously(guessed: int):
+    with webhook(guessed) as server:
+        server.answers = [(503, "busy")]
+        with pytest.raises(NotifyUnavailable, match="503"):
+            deliver(Settings(), group(alert()), "webhook", attempts=1)
+        server.answers = [(503, "busy")]
+        deliver(Settings(), group(alert()), "webhook")
+        assert len(server.posts) == 3
+    with pytest.raises(NotifyUnavailable, match="refused"):  # it was there
+        deliver(Settings(), group(alert()), "webhook", attempts=1)
+
+
+def test_the_embedded_default_that_somebody_set_is_a_webhook_like_any_other(guessed: int):
+    configured = Settings(notify_webhook_url=SecretStr(settings_module.EMBEDDED_WEBHOOK_URL))
+    with pytest.raises(NotifyUnavailable, match="refused"):
+        deliver(configured, group(alert()), "webhook", attempts=1)
+
+
+def test_to_a_child_the_embedded_default_is_a_guess_too(guessed: int):
+    parent = Settings().model_copy(update={"database_url": SecretStr("postgresql://millrace@/?host=/tmp")})
+    with process_environment(parent.child_environment()):
+        child = Settings.load()
+    assert child.notify_webhook_url == Settings().notify_webhook_url
+    assert child.alerts_evaluate
+    deliver(child, group(alert()), "webhook")
 
 
 def test_the_default_is_there_with_the_embedded_database_only():
@@ -170,6 +203,13 @@ def test_the_default_is_there_with_the_embedded_database_only():
     assert not elsewhere.notify_webhook_url.get_secret_value()
     assert not elsewhere.alerts_evaluate
     assert Settings(database_url="postgresql://db/", alerts_evaluate=True).alerts_evaluate
+
+
+@pytest.mark.parametrize("labels", ["namespace", "namespace=", "=x", "a b=c", "a=b,a=c"])
+def test_labels_of_alerts_that_are_none_are_refused(labels: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MILLRACE_ALERT_LABELS", labels)
+    with pytest.raises(ConfigError, match=r"MILLRACE_ALERT_LABELS: .*is no NAME=VALUE"):
+        Settings.load()
 
 
 def test_a_secret_can_come_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -269,6 +309,47 @@ def test_a_mail_server_that_fails_for_a_moment_gets_the_mail_once(answers: dict[
         assert len(server.mails) == 1
 
 
+def test_who_is_refused_for_now_is_asked_again_alone_and_who_is_refused_for_good_is_told(
+    caplog: pytest.LogCaptureFixture,
+):
+    with mail_server() as server:
+        server.answers = {"RCPT": ["", "450 greylisted", "550 no such user"]}
+        settings = made(
+            smtp_host="localhost", smtp_port=server.port, smtp_security="none",
+            notify_email_to="a@example.test, B <b@example.test>, c@example.test",
+        )  # fmt: skip
+        send(settings, group(alert()), "email")
+
+    assert [mail.recipients for mail in server.mails] == [["a@example.test"], ["b@example.test"]]
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "it refused c@example.test (550 no such user). Look at MILLRACE_NOTIFY_EMAIL_TO" in record.getMessage()
+
+
+def test_a_mail_server_that_hangs_up_at_a_recipient_gets_the_mail_for_all_again():
+    with mail_server() as server:
+        server.answers = {"RCPT": ["", "421 shutting down"]}
+        settings = made(
+            smtp_host="localhost", smtp_port=server.port, smtp_security="none", notify_email_to="a@a.test,b@a.test"
+        )
+        send(settings, group(alert()), "email")
+
+    assert [mail.recipients for mail in server.mails] == [["a@a.test", "b@a.test"]]
+
+
+def test_half_a_character_is_told_as_a_question_mark(capsys: pytest.CaptureFixture[str]):
+    with mail_server() as mails, webhook() as posts:
+        settings = made(
+            smtp_host="localhost", smtp_port=mails.port, smtp_security="none", notify_email_to="a@example.test",
+            notify_webhook_url=posts.url,
+        )  # fmt: skip
+        notify(settings, "late: \udce9", "no \ud800", labels={"file": "\udcff"})
+
+    assert mails.mails[0].message["Subject"] == "late: ?"
+    assert mails.mails[0].message.get_content().strip() == "no ?"
+    assert posts.bodies[0]["commonLabels"]["file"] == "?"
+    assert json.loads(capsys.readouterr().out)["annotations"]["summary"] == "late: ?"
+
+
 @pytest.mark.parametrize(
     ("answers", "changes", "said"),
     [
@@ -344,12 +425,14 @@ def test_a_channel_that_there_is_not_is_named_with_those_that_there_are():
         notify(made(), "Hello", channel="pigeon")
 
 
-def test_a_thousand_alerts_are_one_message_of_a_hundred():
-    message = group(*(alert(job_name=str(number)) for number in range(1_000)))
+def test_many_alerts_are_messages_of_a_hundred_and_the_last_says_what_fires():
+    over = [alert("resolved", job_name=str(number)) for number in range(130)]
+    messages = Message.parts([*over, *(alert(job_name=str(number)) for number in range(120))], {"alertname": "A"})
 
-    assert (len(message.alerts), message.truncated_alerts) == (100, 900)
-    assert message.subject == "[FIRING:1000] A run is slow."
-    assert len(message.text) <= module.MAX_CHARACTERS + 1
+    assert [message.subject.split()[0] for message in messages] == ["[RESOLVED:50]", "[FIRING:20]", "[FIRING:100]"]
+    assert sum(len(message.alerts) for message in messages) == 250
+    assert len({message.group_key for message in messages}) == 1
+    assert all(len(message.text) <= module.MAX_CHARACTERS + 1 for message in messages)
 
 
 def test_deliver_is_as_send_where_a_webhook_is_configured():

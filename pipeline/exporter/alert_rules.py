@@ -19,6 +19,8 @@ STEP_SECONDS = 60.0
 LEAST_FAILED, LEAST_ENDED = 2, 5  # runs: one failure of two is not a page
 FAILED_LATELY_SECONDS = 86400.0
 
+DATABASE, WEBSERVER = ("service", "database"), ("service", "webserver")  # labels of the alerts of services
+
 Labels = tuple[tuple[str, str], ...]  # name and value of each
 Found = dict[Labels, float]  # what is too much → how much it is
 Job = tuple[str, str]
@@ -153,12 +155,12 @@ def hungry_runs(figures: Figures) -> Found:
 def silent_services(figures: Figures) -> Found:
     """The database and the webserver, as the exporter is answered by them."""
     limit, found = figures.threshold("unavailable_seconds"), {}
-    for service, collector, grace in (("database", "events", 0.0), ("webserver", "workspace", EVERY_SECONDS)):
+    for service, collector, grace in ((DATABASE, "events", 0.0), (WEBSERVER, "workspace", EVERY_SECONDS)):
         for labels, at in figures.series(
             "dagster_exporter_last_success_timestamp_seconds", collector=collector
         ).items():
             if figures.now - at > limit + grace:
-                found[(*labels, ("service", service))] = figures.now - at
+                found[(*labels, service)] = figures.now - at
     return found
 
 
@@ -171,7 +173,8 @@ def silent_daemons(figures: Figures) -> Found:
     return {daemon: figures.now - at for daemon, at in newest.items() if figures.now - at > SILENT_SECONDS}
 
 
-UNAVAILABLE = "MillraceServiceUnavailable"  # while it fires nobody is told of the others
+# That of the database stands for all other alerts: every figure is an old one then.
+UNAVAILABLE = "MillraceServiceUnavailable"
 RULES: Sequence[Rule] = (
     Rule(
         UNAVAILABLE, "critical", 60, "A service does not answer.", "The {{ $labels.service }} does not answer.",

@@ -13,7 +13,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import ServiceError
-from pipeline.exporter.alert_rules import RULES, UNAVAILABLE, Figures, Found, Labels, RecentRuns, Rule, filled
+from pipeline.exporter.alert_rules import (
+    DATABASE,
+    RULES,
+    UNAVAILABLE,
+    Figures,
+    Found,
+    Labels,
+    RecentRuns,
+    Rule,
+    filled,
+)
 from pipeline.exporter.database import Database
 from pipeline.exporter.metrics import Registry
 from pipeline.exporter.outbox import Outbox
@@ -72,6 +82,7 @@ class Book:
     rule: Rule
     active: dict[Labels, Active] = field(default_factory=dict)
     group: Group | None = None
+    is_full: bool = False
 
 
 class Alerts(Topic):
@@ -87,12 +98,12 @@ class Alerts(Topic):
         self._silences: list[Silence] = []
         self._polled_at = 0.0
         self._told = 0  # messages
-        self._dumped = (0, 0)
+        self._dumped = self._saved = (0, 0)  # of these: told, and delivered
 
     @property
     def is_urgent(self) -> bool:
-        """People were told something since the last `dump`: who starts again must not tell it again."""
-        return (self._told, self._outbox.delivered) != self._dumped
+        """People were told something that is not saved: who starts again must not tell it again."""
+        return (self._told, self._outbox.delivered) != self._saved
 
     def poll(self, database: Database, now: float) -> None:
         problem = None
@@ -106,11 +117,15 @@ class Alerts(Topic):
         figures = Figures(self._registry, self._recent, now)
         for book in self._books.values():
             follow(book, book.rule.find(figures), now)
-        self._mute()
+        self._mute(now)
         for book in self._books.values():
             self._tell(book, now)
         self._polled_at = now
-        self.listing = [_listed(book.rule, active) for book in self._books.values() for active in book.active.values()]
+        self.listing = [
+            listed(_alert(book.rule, active), "exporter", active.state, value=active.value, muted_by=active.muted_by)
+            for book in self._books.values()
+            for active in book.active.values()
+        ]
         if problem:
             raise problem
 
@@ -126,6 +141,9 @@ class Alerts(Topic):
             "groups": {name: asdict(book.group) for name, book in self._books.items() if book.group},
             "outbox": self._outbox.dump(),
         }
+
+    def saved(self) -> None:
+        self._saved = self._dumped
 
     def load(self, dumped: Any) -> None:
         self._polled_at = dumped["polled_at"]
@@ -144,17 +162,16 @@ class Alerts(Topic):
         for book in self._books.values():
             book.active = {labels: active for labels, active in book.active.items() if active.fired_at is not None}
 
-    def _mute(self) -> None:
+    def _mute(self, now: float) -> None:
         """Find out of which firing alerts nobody is to be told."""
-        unavailable = UNAVAILABLE in self._books and any(
-            active.is_firing for active in self._books[UNAVAILABLE].active.values()
-        )
-        for name, book in self._books.items():
+        unavailable = self._books[UNAVAILABLE].active.values() if UNAVAILABLE in self._books else ()
+        away = next((active for active in unavailable if active.is_firing and DATABASE in active.labels), None)
+        for book in self._books.values():
             for active in book.active.values():
                 labels = _labels(book.rule, active)
-                silence = next((silence for silence in self._silences if silence.covers(labels)), None)
+                silence = next((silence for silence in self._silences if silence.covers(labels, now)), None)
                 active.muted_by = f"silence {silence.id}" if silence else ""
-                if unavailable and name != UNAVAILABLE and not silence:
+                if away and active is not away and not silence:
                     active.muted_by = UNAVAILABLE
 
     def _tell(self, book: Book, now: float) -> None:
@@ -172,9 +189,10 @@ class Alerts(Topic):
         if not (is_news or is_old):
             group.due = now + WAIT_SECONDS
             return
-        message = Message.of([_alert(book.rule, active) for active in (*firing, *over)], {"alertname": book.rule.name})
-        self._outbox.put(message)
-        self._told += 1
+        alerts = [_alert(book.rule, active) for active in (*firing, *over)]
+        for message in Message.parts(alerts, {"alertname": book.rule.name}):
+            self._outbox.put(message)
+            self._told += 1
         group.told_at, group.due = now, now + INTERVAL_SECONDS
         for active in firing:
             active.is_told = True
@@ -184,12 +202,15 @@ class Alerts(Topic):
 
 def follow(book: Book, found: Found, now: float) -> None:
     """Bring the alerts of *book* to what its rule finds now."""
+    was_full, book.is_full = book.is_full, False
     for labels, value in found.items():
         active = book.active.get(labels)
         if active is None:
             if len(book.active) >= MAX_OF_A_RULE:
-                log.warning("%s: more than %d alerts; the others are not told.", book.rule.name, MAX_OF_A_RULE)
-                break
+                if not (was_full or book.is_full):
+                    log.warning("%s: more than %d alerts; the others are not told.", book.rule.name, MAX_OF_A_RULE)
+                book.is_full = True
+                continue
             active = book.active[labels] = Active(labels, now, value)
         active.value, active.over_at = value, None
         if active.fired_at is None and now - active.since >= book.rule.for_seconds:
@@ -207,34 +228,35 @@ def _labels(rule: Rule, active: Active) -> dict[str, str]:
 
 
 def _alert(rule: Rule, active: Active) -> Alert:
+    """As Alertmanager tells it; one that is pending is told of nobody, and only listed."""
     labels = _labels(rule, active)
-    assert active.fired_at is not None
     return Alert(
-        status="firing" if active.is_firing else "resolved",
+        status="firing" if active.over_at is None else "resolved",
         labels=labels,
         annotations={
             "summary": rule.summary,
             "description": filled(rule.description, active.labels, active.value),
             "runbook": f"{RUNBOOKS}/{rule.name}.md",
         },
-        starts_at=datetime.fromtimestamp(active.fired_at, UTC),
+        starts_at=datetime.fromtimestamp(active.since if active.fired_at is None else active.fired_at, UTC),
         ends_at=NEVER if active.over_at is None else datetime.fromtimestamp(active.over_at, UTC),
         fingerprint=hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()[:16],
     )
 
 
-def _listed(rule: Rule, active: Active) -> dict[str, Any]:
-    since = active.since if active.fired_at is None else active.fired_at
+def listed(alert: Alert, by: str, state: str, *, value: float | None = None, muted_by: str = "") -> dict[str, Any]:
+    """*alert* as ``/alerts`` shows it, for JSON. *by* is who evaluates it."""
+    name = alert.labels.get("alertname", "")
     return {
-        "alert": rule.name,
-        "state": active.state,
-        "severity": rule.severity,
-        "since": shown_time(datetime.fromtimestamp(since, UTC)),
-        "value": active.value,
-        "labels": dict(active.labels),
-        "muted_by": active.muted_by,
-        "summary": rule.summary,
-        "description": filled(rule.description, active.labels, active.value),
-        "runbook": f"{RUNBOOKS}/{rule.name}.md",
-        "from": "exporter",
+        "alert": name,
+        "state": state,
+        "severity": alert.labels.get("severity", ""),
+        "since": shown_time(alert.starts_at),
+        "value": value,
+        "labels": {label: of for label, of in alert.labels.items() if label not in ("alertname", "severity")},
+        "muted_by": muted_by,
+        "summary": alert.annotations.get("summary", ""),
+        "description": alert.annotations.get("description", ""),
+        "runbook": alert.annotations.get("runbook_url") or f"{RUNBOOKS}/{name}.md",
+        "from": by,
     }

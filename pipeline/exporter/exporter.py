@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2  # of the saved state
 SAVE_SECONDS = 60.0
+URGENT_SECONDS = 0.5  # within which what should not wait is saved
 SKEW_SECONDS = 300.0  # by which the clocks of those who write events may be ahead
 LOCK = "millrace exporter"
 Saved = tuple[str, str, Any]  # what it is of, its name, and its values for JSON
@@ -120,6 +121,8 @@ class Exporter:
             "ON CONFLICT (name) DO UPDATE SET state = excluded.state, saved_at = excluded.saved_at",
             _packed(self._dump()),
         )
+        for topic in self.topics:
+            topic.saved()
         self._saved_at = self._steady()
         self.saved.set(self._clock())
 
@@ -136,9 +139,15 @@ class Exporter:
 
     def run(self, stop: threading.Event, *, interval_seconds: float, beat: Callable[[], object] = lambda: None) -> None:
         """Poll until *stop*, and save at the end. Returns early if the lock of the only writer was lost."""
-        while not stop.wait(interval_seconds):
-            beat()
-            self.poll()
+        poll_at = time.monotonic() + interval_seconds
+        while not stop.wait(max(min(poll_at - time.monotonic(), URGENT_SECONDS), 0)):
+            is_due = time.monotonic() >= poll_at
+            if is_due:
+                beat()
+                self.poll()
+                poll_at = time.monotonic() + interval_seconds
+            elif "snapshot" in self.problems or not any(topic.is_urgent for topic in self.topics):
+                continue  # what could not be saved is tried again after the next poll
             if self._database.sessions != self._locked_in and not self._try_lock():
                 log.error("Another exporter took over while the database was away from this one.")
                 return

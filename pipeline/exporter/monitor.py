@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, ServiceError
 from pipeline.exporter import samples
 from pipeline.exporter.database import Database
 from pipeline.exporter.metrics import RUN_SECONDS, Registry
-from pipeline.exporter.samples import Figures, Sample, Sums, difference, runs_of
+from pipeline.exporter.samples import Sample, Sums, Tally, difference, runs_of
 from pipeline.exporter.service_health import Watch
 from pipeline.exporter.topic import Topic
 from pipeline.settings import Settings
@@ -47,7 +47,7 @@ NEAREST = """WITH asked AS (SELECT now() - make_interval(secs => %s) AS at)
         (SELECT s.at, s.sample FROM millrace.monitor_samples s, asked WHERE s.at > asked.at ORDER BY s.at LIMIT 1)
     ) found, asked ORDER BY abs(extract(epoch FROM found.at - asked.at)) LIMIT 1"""
 
-Alerts = Sequence[dict[str, Any]]
+Listing = Sequence[dict[str, Any]]  # of alerts, as ``/alerts`` shows them
 
 
 class Monitor(Topic):
@@ -69,7 +69,9 @@ class Monitor(Topic):
             return
         self._taken_at = now
         services = [asdict(each) for each in self._watch.look(self._registry, self.problems, now)]
-        self.current = samples.take(self._registry, now, services)
+        # It cannot come oftener than a poll; who reads the table knows neither setting of this process.
+        interval = max(self._settings.monitor_interval_seconds, self._settings.metrics_interval_seconds)
+        self.current = samples.take(self._registry, now, services, interval_seconds=interval)
         if "events" in self.problems:  # asked a moment ago; to ask again would cost the poll another time-out
             raise ServiceError("Storing the monitor's sample: left out, as the database does not answer")
         database.write(INSERT, self.current.stored())
@@ -81,7 +83,7 @@ class Monitor(Topic):
     def load(self, dumped: Any) -> None:
         self._watch.load(dumped)
 
-    def answer(self, query: str, alerts: Alerts | None = None) -> dict[str, Any] | None:
+    def answer(self, query: str, alerts: Listing | None = None) -> dict[str, Any] | None:
         """The document for a URL's *query* (``hours=24``); None before the first sample. Any thread may ask.
 
         Raises:
@@ -93,7 +95,7 @@ class Monitor(Topic):
             return None
         first, problem = self._first(hours)
         answer = document(current, first, now=self._clock(), asked_hours=hours, problem=problem, alerts=alerts)
-        answer["collected"]["interval_seconds"] = self._settings.monitor_interval_seconds
+        answer["collected"]["interval_seconds"] = current.present["interval_seconds"]
         answer["collected"]["retention_days"] = self._settings.monitor_retention_days
         return answer
 
@@ -147,7 +149,7 @@ def document(
     now: float,
     asked_hours: float,
     problem: str = "",
-    alerts: Alerts | None = None,
+    alerts: Listing | None = None,
 ) -> dict[str, Any]:
     """What is now, by *current*, and what came since *first*, for JSON. Times are ISO 8601 in UTC, rates shares of 1.
 
@@ -160,8 +162,8 @@ def document(
     else:
         window["from"] = _utc(first.counted_at)
         window["hours"] = round((current.counted_at - first.counted_at) / 3600, 3)
-    jobs = current.jobs.since(first.jobs) if first else Figures()
-    assets = current.assets.since(first.assets) if first else Figures()
+    jobs = current.jobs.since(first.jobs) if first else Tally()
+    assets = current.assets.since(first.assets) if first else Tally()
     checks = difference(current.checks, first.checks) if first else None
     return {
         "window": {**window, "problem": problem or None},

@@ -12,14 +12,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.errors import MillraceError
-from pipeline.notify import Message, configured_channels, deliver
+from pipeline.notify import Deferred, Message, configured_channels, deliver
 from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 100  # messages of a channel
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 300.0
-PATIENCE_SECONDS = 3600.0  # after which nobody needs it any more
+GIVE_UP_SECONDS = 3600.0  # after which nobody needs it any more
 
 
 class Outbox:
@@ -90,12 +90,14 @@ class Outbox:
 
     def _send(self, message: Message, channel: str) -> bool:
         """False if it was told to stop before *message* was delivered or given up."""
-        pause, deadline = FIRST_PAUSE_SECONDS, time.monotonic() + PATIENCE_SECONDS
+        settings, pause, deadline = self._settings, FIRST_PAUSE_SECONDS, time.monotonic() + GIVE_UP_SECONDS
         while True:
             try:
-                deliver(self._settings, message, channel, attempts=1)
+                deliver(settings, message, channel, attempts=1)
                 return True
             except MillraceError as error:
+                if isinstance(error, Deferred):
+                    settings = error.settings
                 if not error.is_transient or time.monotonic() + pause > deadline:
                     log.error("%s The message %r is given up.", error, message.subject)
                     return True

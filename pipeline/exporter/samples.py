@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from pipeline.exporter.metrics import Histogram, Registry
+from pipeline.exporter.service_health import STATES
 
 FORMAT = 1
 JOBS_BYTES = ASSETS_BYTES = 8_000
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Figures:
+class Tally:
     """Sums by name (of a `Job` or an asset), and of the others, which are not named, together."""
 
     named: dict[Any, Sums] = field(default_factory=dict)
@@ -37,14 +38,14 @@ class Figures:
         """Of all."""
         return total([self.others, *self.named.values()])
 
-    def cut(self, most_bytes: int, by: Callable[[Sums], float]) -> "Figures":
+    def cut(self, most_bytes: int, by: Callable[[Sums], float]) -> "Tally":
         """Those with the most *by* name, as many as have *most_bytes* of JSON."""
         ranked = sorted(self.named.items(), key=lambda item: -by(item[1]))
         kept = dict(fitting(ranked, most_bytes))
         others = _less(self.whole, total(kept.values()))
-        return Figures(kept, others, self.others_count + len(self.named) - len(kept))
+        return Tally(kept, others, self.others_count + len(self.named) - len(kept))
 
-    def since(self, first: "Figures") -> "Figures":
+    def since(self, first: "Tally") -> "Tally":
         """What came since *first*. By name only what both name, or one of them, where the other names all.
 
         The sum of the others shrinks where one of them is gone; it is 0 then.
@@ -54,10 +55,10 @@ class Figures:
             for key, sums in (self.named.items() if not first.others_count else self._in(first.named))
         }
         if not (self.others_count or first.others_count):
-            return Figures(named)
+            return Tally(named)
         later = _less(self.whole, total(self.named[key] for key in named))
         gone = [sums for key, sums in first.named.items() if self.others_count and key not in self.named]
-        return Figures(
+        return Tally(
             named, _less(later, total([first.others, *gone])), self.others_count + len(self.named) - len(named)
         )
 
@@ -76,8 +77,8 @@ class Sample:
 
     at: float  # when it was taken
     counted_at: float  # when events were read last; older than `at` while the database is away
-    jobs: Figures = field(default_factory=Figures)
-    assets: Figures = field(default_factory=Figures)
+    jobs: Tally = field(default_factory=Tally)
+    assets: Tally = field(default_factory=Tally)
     made_at: dict[str, float] = field(default_factory=dict)  # asset → its last materialisation
     checks: Sums = field(default_factory=dict)  # passed, failed
     present: dict[str, Any] = field(default_factory=dict)
@@ -112,14 +113,14 @@ def load(text: str) -> Sample | None:
     made_at = zip(assets, read.pop("made_at"), strict=True)
     return Sample(
         **read,
-        jobs=Figures({tuple(job): sums for job, sums in jobs}, *other_jobs),
-        assets=Figures(dict(assets), *other_assets),
+        jobs=Tally({tuple(job): sums for job, sums in jobs}, *other_jobs),
+        assets=Tally(dict(assets), *other_assets),
         made_at={asset: at for (asset, _), at in made_at if at},
     )
 
 
-def take(registry: Registry, now: float, services: Sequence[Mapping[str, Any]]) -> Sample:
-    """What *registry* holds *now*, with the state of the *services*."""
+def take(registry: Registry, now: float, services: Sequence[Mapping[str, Any]], *, interval_seconds: float) -> Sample:
+    """What *registry* holds *now*, with the state of the *services*; the next one follows after *interval_seconds*."""
     metrics = {metric.name: metric for metric in registry}
     values = {name: metric.series for name, metric in metrics.items()}
 
@@ -148,11 +149,11 @@ def take(registry: Registry, now: float, services: Sequence[Mapping[str, Any]]) 
     return Sample(
         at=now,
         counted_at=values["dagster_exporter_last_success_timestamp_seconds"].get(("events",), 0.0),
-        jobs=Figures({job: _compact(sums) for job, sums in jobs.items()}),
-        assets=Figures({asset: _compact(sums) for asset, sums in assets.items()}),
+        jobs=Tally({job: _compact(sums) for job, sums in jobs.items()}),
+        assets=Tally({asset: _compact(sums) for asset, sums in assets.items()}),
         made_at={asset: at for (asset,), at in values["dagster_asset_last_materialization_timestamp_seconds"].items()},
         checks=checks,
-        present=_present(values, now, services),
+        present={"interval_seconds": interval_seconds, **_present(values, now, services)},
     )
 
 
@@ -196,7 +197,7 @@ def _present(
     )
     volumes = _beside("volume", values, "millrace_volume_free_bytes", "millrace_volume_size_bytes")
     return {
-        "services": fitting(sorted(services, key=lambda each: each["state"] == "up"), SERVICES_BYTES),
+        "services": fitting(_worst_first(services), SERVICES_BYTES),
         "services_count": len(services),
         "in_progress": in_progress,
         "queue": {
@@ -212,6 +213,13 @@ def _present(
         "service_memory": fitting(service_memory, LIST_BYTES),
         "volumes": fitting(volumes, LIST_BYTES),
     }
+
+
+def _worst_first(services: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The worst part of each service before all the others: a list that is cut tells of every service."""
+    ranked = sorted(services, key=lambda each: -STATES.index(each["state"]))
+    worst = {each["service"]: each for each in reversed(ranked)}
+    return sorted(ranked, key=lambda each: each is not worst[each["service"]])
 
 
 def difference(later: Sums, earlier: Sums) -> Sums:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pipeline.exporter.metrics import Registry
 
 State = Literal["up", "degraded", "down"]
+STATES: tuple[State, ...] = ("up", "degraded", "down")  # from good to bad
 
 SILENT_SECONDS = 180.0  # six missed heartbeats, as in the rule MillraceDaemonStale; Dagster itself waits for 1800
 REASON_CHARACTERS = 200
@@ -129,4 +130,4 @@ class Watch:
 
 def worst(states: Collection[State]) -> State:
     """Of the parts of one service."""
-    return max(states, key=("up", "degraded", "down").index)
+    return max(states, key=STATES.index)

@@ -21,9 +21,13 @@ class Silence:
     created_by: str
     ends_at: datetime
 
-    def covers(self, labels: Mapping[str, str]) -> bool:
-        """True if it silences the alert with *labels*, its name being one."""
-        return labels.get("alertname") == self.alert and self.labels.items() <= labels.items()
+    def covers(self, labels: Mapping[str, str], now: float) -> bool:
+        """True if it silences the alert with *labels*, its name being one, at *now* (epoch seconds)."""
+        return (
+            now < self.ends_at.timestamp()
+            and labels.get("alertname") == self.alert
+            and self.labels.items() <= labels.items()
+        )
 
 
 def read_active(database: Database) -> list[Silence]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.exporter.alerts import RUNBOOKS
-from pipeline.notify import Alert, Message, shown_time
+from pipeline.exporter.alerts import listed
+from pipeline.notify import Message
 
 MAX_BYTES = 1 << 20  # of a body
 MAX_KEPT, MAX_KEPT_BYTES = 1_000, 8 << 20  # alerts, and all of them as JSON
@@ -47,7 +47,8 @@ class Sink:
             sys.stdout.write("".join(f"{alert.as_line()}\n" for alert in message.alerts))
             sys.stdout.flush()
             for alert in message.alerts:
-                self._keep(json.dumps(alert.labels, sort_keys=True), json.dumps(_listed(alert)))
+                shown = json.dumps(listed(alert, "alertmanager", alert.status))
+                self._keep(json.dumps(alert.labels, sort_keys=True), shown)
         return len(message.alerts)
 
     def listing(self) -> list[dict[str, Any]]:
@@ -56,26 +57,8 @@ class Sink:
             kept = list(self._kept.values())
         return [json.loads(each) for each in kept]
 
-    def _keep(self, labels: str, listed: str) -> None:
-        self._bytes += len(listed) - len(self._kept.pop(labels, ""))
-        self._kept[labels] = listed
+    def _keep(self, labels: str, shown: str) -> None:
+        self._bytes += len(shown) - len(self._kept.pop(labels, ""))
+        self._kept[labels] = shown
         while len(self._kept) > MAX_KEPT or self._bytes > MAX_KEPT_BYTES:
             self._bytes -= len(self._kept.popitem(last=False)[1])
-
-
-def _listed(alert: Alert) -> dict[str, Any]:
-    labels = {name: value for name, value in alert.labels.items() if name not in ("alertname", "severity")}
-    name = alert.labels.get("alertname", "")
-    return {
-        "alert": name,
-        "state": alert.status,
-        "severity": alert.labels.get("severity", ""),
-        "since": shown_time(alert.starts_at),
-        "value": None,
-        "labels": labels,
-        "muted_by": "",
-        "summary": alert.annotations.get("summary", ""),
-        "description": alert.annotations.get("description", ""),
-        "runbook": alert.annotations.get("runbook_url") or f"{RUNBOOKS}/{name}.md",
-        "from": "alertmanager",
-    }

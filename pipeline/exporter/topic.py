@@ -44,5 +44,8 @@ class Topic:
     def dump(self) -> Any:
         return None
 
+    def saved(self) -> None:
+        """What the last `dump` gave is written."""
+
     def load(self, dumped: Any) -> None:
         pass

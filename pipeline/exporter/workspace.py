@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 
-from pipeline.errors import ServiceError
+from pipeline.errors import ConfigError, ServiceError
 from pipeline.exporter.asset_checks import AssetChecks
 from pipeline.exporter.daemons import Daemons
 from pipeline.exporter.database import Database
@@ -23,6 +23,7 @@ from pipeline.exporter.sources import Sources, stream_of
 from pipeline.exporter.steps import Steps
 from pipeline.exporter.ticks import Ticks
 from pipeline.exporter.topic import Topic
+from pipeline.notify import shown_server
 
 EVERY_SECONDS = 60.0
 ASK_SECONDS = 20.0
@@ -215,16 +216,28 @@ class Workspace(Topic):
 
 
 def ask_webserver(url: str) -> Ask:
-    """A function that asks the GraphQL of the webserver at *url*."""
+    """A function that asks the GraphQL of the webserver at *url*, whose user and password are in no error.
+
+    Raises:
+        ConfigError: if *url* is none.
+    """
+    try:
+        doing = f"Asking the webserver at {shown_server(url)}"
+    except ValueError:
+        raise ConfigError(
+            "MILLRACE_WEBSERVER_URL is no address of http or https. It looks like http://webserver:3001."
+        ) from None
 
     def ask(query: str) -> dict[str, Any]:
         try:
             answer = httpx2.post(f"{url}/graphql", json={"query": query}, timeout=ASK_SECONDS).raise_for_status()
             document: dict[str, Any] = answer.json()
+        except httpx2.HTTPStatusError as error:  # its text has the whole address
+            raise ServiceError(f"{doing}: it answered {error.response.status_code}") from None
         except (httpx2.HTTPError, json.JSONDecodeError) as error:
-            raise ServiceError(f"Asking the webserver at {url}: {error}") from error
+            raise ServiceError(f"{doing}: {error}") from error
         if document.get("errors"):
-            raise ServiceError(f"Asking the webserver at {url}: {document['errors'][0].get('message')}")
+            raise ServiceError(f"{doing}: {document['errors'][0].get('message')}")
         found: dict[str, Any] = document["data"]
         return found
 

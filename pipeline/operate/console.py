@@ -190,8 +190,8 @@ def show_monitor(console: "Console", document: dict[str, Any]) -> None:
         console.print(
             Text(f"  {check['severity']}: {check['check']} of {check['asset_key']} since {check['at']}", style=style)
         )
-    if document["alerts"]:
-        console.print(Text(f"{_count(len(document['alerts']), 'alert')}: `millrace alerts list`", style="red"))
+    if firing := sum(alert["state"] == "firing" for alert in document["alerts"] or ()):
+        console.print(Text(f"{_count(firing, 'alert')}: `millrace alerts list`", style="red"))
 
 
 def _count(number: float, noun: str) -> str:

@@ -7,10 +7,10 @@ table. A person at a terminal asks the port. How a sample and an answer look is 
 import http.client
 import json
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlencode
 
 from pipeline.errors import ConfigError, ServiceError
@@ -21,6 +21,7 @@ from pipeline.settings import Settings
 if TYPE_CHECKING:
     from pipeline.exporter.service_health import State
 
+T = TypeVar("T")
 SERVICES = ("database", "lake", "webserver", "daemon", "code_location", "exporter")
 PROCESSES = {"code-server": "code_location"}  # as its process is called
 FRESH_INTERVALS = 3  # a sample older than this many is no news
@@ -63,7 +64,7 @@ def read_health(settings: Settings) -> dict[str, Health]:
         none = "the exporter has not stored a sample yet"
         return {service: _unknown(service, none, None) for service in SERVICES}
     age = float(row[1])
-    if age > FRESH_INTERVALS * settings.monitor_interval_seconds:
+    if age > FRESH_INTERVALS * sample.present.get("interval_seconds", settings.monitor_interval_seconds):
         old = f"the newest sample of the exporter is {timedelta(seconds=round(age))} old"
         return {service: _unknown(service, old, age) for service in SERVICES}
     memory = {
@@ -79,7 +80,7 @@ def _unknown(service: str, reason: str, age: float | None) -> Health:
 
 
 def _health(service: str, found: Sequence[dict[str, Any]], age: float, memory: float | None) -> Health:
-    """The worst of its parts; those that are not up come first in a sample, so that a cut list loses none of them."""
+    """The worst of its parts; that of each service comes first in a sample, so that a cut list has it."""
     from pipeline.exporter.service_health import worst
 
     parts = [each for each in found if each["service"] == service]
@@ -96,31 +97,32 @@ def _health(service: str, found: Sequence[dict[str, Any]], age: float, memory: f
     return Health(service, state, since, those[0]["reason"], bad, age, memory)
 
 
-def ask_exporter(settings: Settings, *, hours: float) -> dict[str, Any]:
-    """The document of ``/monitor`` for the last *hours*.
+def ask_exporter(settings: Settings, path: str, kind: type[T], **query: float) -> T:
+    """What the exporter on this machine answers to ``GET path?query``: JSON that is a *kind*.
 
     Raises:
         ServiceError: if nothing answers on the exporter's port, or it has nothing to tell yet.
-        ConfigError: if it does not accept *hours*.
+        ConfigError: if it does not accept the query.
     """
-    port, where = settings.metrics_port, f"http://{HOST}:{settings.metrics_port}/monitor"
+    port = settings.metrics_port
+    doing = f"Asking the exporter at http://{HOST}:{port}{path}"
     with closing(http.client.HTTPConnection(HOST, port, timeout=ANSWER_SECONDS)) as connection:
         try:
-            connection.request("GET", f"/monitor?{urlencode({'hours': f'{hours:g}'})}")
+            connection.request("GET", f"{path}?{urlencode({name: f'{value:g}' for name, value in query.items()})}")
             response = connection.getresponse()
             body = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise ServiceError(
-                f"Asking the exporter at {where}: {error}. `millrace up` starts it; that of a cluster comes to this port "
-                f"with `kubectl port-forward deployment/<release>-exporter {port}`."
+                f"{doing}: {error}. `millrace up` starts it, MILLRACE_METRICS_PORT is its port; that of a cluster comes to "
+                f"this port with `kubectl port-forward deployment/<release>-exporter {port}`."
             ) from error
     text = body.decode(errors="replace").strip()
     if response.status == 400:
-        raise ConfigError(f"--hours: {text}")
-    try:
-        answer = json.loads(text) if response.status == 200 else None
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise ServiceError(f"Asking the exporter at {where}: HTTP {response.status}: {text[:300]}")
-    return answer
+        raise ConfigError(f"{doing}: {text}")
+    if response.status == 200:
+        with suppress(ValueError):
+            answer = json.loads(text)
+            if isinstance(answer, kind):
+                return answer
+    hint = "" if response.status == 503 else " Is that the exporter's port? MILLRACE_METRICS_PORT sets it."
+    raise ServiceError(f"{doing}: HTTP {response.status}: {text[:300]}{hint}")

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import ConfigError, ServiceError
 from pipeline.exporter.silences import COLUMNS, MAX_SILENCES, Silence
+from pipeline.notify import shown_server
 from pipeline.operate.database import connect
 from pipeline.settings import Settings
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 10.0
 KEPT_DAYS = 30  # after their end, for who asks what was silenced
+PREFIX = "Millrace"  # of the names of alerts; who silences one may leave it out
 
 
 class Silences(Protocol):
@@ -28,8 +31,20 @@ class Silences(Protocol):
 
 
 def silences(settings: Settings) -> Silences:
-    """Those that hold for the alerts of this installation."""
-    return InAlertmanager(settings.alertmanager_url) if settings.alertmanager_url else InDatabase(settings)
+    """Those that hold for the alerts of this installation.
+
+    Raises:
+        ConfigError: if nothing that this process knows of would heed them.
+    """
+    if settings.alertmanager_url:
+        return InAlertmanager(settings.alertmanager_url, settings.own_labels)
+    if settings.alerts_evaluate:
+        return InDatabase(settings)
+    raise ConfigError(
+        "Silences: Alertmanager keeps them here, and its address is not known. Set MILLRACE_ALERTMANAGER_URL, or run the "
+        "command where it is set: `kubectl exec deployment/<release>-exporter -- millrace alerts …`. "
+        "MILLRACE_ALERTS_EVALUATE=true is for an exporter that evaluates the alerts itself."
+    )
 
 
 class InDatabase:
@@ -39,6 +54,7 @@ class InDatabase:
         self._settings = settings
 
     def add(self, alert: str, labels: Mapping[str, str], *, duration: timedelta, comment: str) -> str:
+        alert = _evaluated(alert)
         with self._cursor("Adding a silence") as cursor:
             cursor.execute(
                 "DELETE FROM millrace.alert_silences WHERE ends_at < now() - make_interval(days => %s)", [KEPT_DAYS]
@@ -81,20 +97,32 @@ class InDatabase:
 
 
 class InAlertmanager:
-    """Alertmanager's own, by its API v2."""
+    """Alertmanager's own, by its API v2, as far as they can hold for alerts with the labels *own*."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
+    def __init__(self, url: str, own: Mapping[str, str] | None = None) -> None:
+        self._url, self._own = url.rstrip("/"), dict(own or {})
+        try:
+            self._server = shown_server(url)
+        except ValueError:
+            raise _no_address() from None
 
     def add(self, alert: str, labels: Mapping[str, str], *, duration: timedelta, comment: str) -> str:
         now = datetime.now(UTC)
-        matchers = {"alertname": alert, **labels}
+        if others := [f"{name}={value}" for name, value in labels.items() if self._own.get(name, value) != value]:
+            raise ConfigError(
+                f"Adding a silence: no alert of this installation has {', '.join(others)}. Its own labels, by "
+                f"MILLRACE_ALERT_LABELS, are {', '.join(f'{name}={value}' for name, value in self._own.items())}."
+            )
+        # Rules that the installation adds need not begin with that word: either name may be meant.
+        named = {"name": "alertname", "value": alert, "isRegex": False, "isEqual": True}
+        if not alert.startswith(PREFIX):
+            named |= {"value": f"({PREFIX})?{re.escape(alert)}", "isRegex": True}
         answer = self._ask(
             "POST",
             "/api/v2/silences",
             {
-                "matchers": [{"name": name, "value": value, "isRegex": False, "isEqual": True}
-                             for name, value in matchers.items()],
+                "matchers": [named, *({"name": name, "value": value, "isRegex": False, "isEqual": True}
+                                      for name, value in {**labels, **self._own}.items())],
                 "startsAt": now.isoformat(),
                 "endsAt": (now + duration).isoformat(),
                 "createdBy": _user(),
@@ -106,7 +134,7 @@ class InAlertmanager:
     def list(self) -> list[Silence]:
         found = []
         for each in self._ask("GET", "/api/v2/silences"):
-            if each["status"]["state"] == "expired":
+            if each["status"]["state"] == "expired" or self._is_anothers(each["matchers"]):
                 continue
             # What a person made elsewhere may say more than ours: `!=`, `=~`, no name at all.
             labels = {
@@ -123,14 +151,21 @@ class InAlertmanager:
             raise _unknown(silence_id)
         self._ask("DELETE", f"/api/v2/silence/{silence_id}")
 
+    def _is_anothers(self, matchers: Sequence[dict[str, Any]]) -> bool:
+        """True if it asks for another value of an own label; one that asks for none mutes this installation too."""
+        return any(
+            _is_plain(matcher) and self._own.get(matcher["name"], matcher["value"]) != matcher["value"]
+            for matcher in matchers
+        )
+
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         import httpx2
 
-        doing = f"Asking Alertmanager at {self._url} for {method} {path}"
+        doing = f"Asking Alertmanager at {self._server} for {method} {path}"
         try:
             answer = httpx2.request(method, f"{self._url}{path}", json=body, timeout=ANSWER_SECONDS)
-        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-            raise ConfigError(f"{doing}: {error} Correct MILLRACE_ALERTMANAGER_URL.") from error
+        except httpx2.InvalidURL:
+            raise _no_address() from None
         except httpx2.HTTPError as error:
             raise ServiceError(f"{doing}: {error}. Look whether it runs, and at MILLRACE_ALERTMANAGER_URL.") from error
         if answer.status_code != 200:
@@ -142,8 +177,32 @@ class InAlertmanager:
             raise ServiceError(f"{doing}: the answer is not JSON. Look at MILLRACE_ALERTMANAGER_URL.") from error
 
 
+def _no_address() -> ConfigError:
+    """Without the address: it may have a password."""
+    return ConfigError(
+        "Alertmanager's address is none of http(s). It looks like http://alertmanager:9093. Correct MILLRACE_ALERTMANAGER_URL."
+    )
+
+
 def _unknown(silence_id: str) -> ConfigError:
     return ConfigError(f"There is no silence {silence_id}, or it has ended. `millrace alerts silences` lists them.")
+
+
+def _evaluated(alert: str) -> str:
+    """The whole name of *alert*.
+
+    Raises:
+        ConfigError: if it is none of those that the exporter evaluates.
+    """
+    from pipeline.exporter.alert_rules import RULES
+
+    names = [rule.name for rule in RULES]
+    found = alert if alert.startswith(PREFIX) else f"{PREFIX}{alert}"
+    if found not in names:
+        raise ConfigError(
+            f"There is no alert {alert!r} that the exporter evaluates here. There are: {', '.join(names)}."
+        )
+    return found
 
 
 def _is_plain(matcher: dict[str, Any]) -> bool:

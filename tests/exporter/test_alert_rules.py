@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.exporter.alert_rules import RULES, Figures, RecentRuns, filled
+from pipeline.exporter.alert_rules import RULES, Figures, RecentRuns, filled, silent_services
 from pipeline.exporter.alerts import Book, follow
 from pipeline.exporter.database import Database
 from pipeline.exporter.exporter import Exporter
@@ -143,6 +143,21 @@ def test_a_text_with_a_placeholder_that_nobody_fills_is_refused():
 )
 def test_durations_are_shown_as_prometheus_shows_them(value: float, shown: str):
     assert filled("{{ $value | humanizeDuration }}", (), value) == shown
+
+
+def test_a_webserver_that_never_answered_is_away_since_the_start():
+    registry = Registry()
+    last_success = registry.gauge("dagster_exporter_last_success_timestamp_seconds", "When.", ["collector"])
+    registry.gauge("millrace_threshold_unavailable_seconds", "Limit.").set(120)
+    for collector in ("events", "workspace"):
+        last_success.set(1_000, collector)
+    last_success.set(1_180, "events")
+
+    services = [
+        {dict(labels)["service"] for labels in silent_services(Figures(registry, RecentRuns(), now))}
+        for now in (1_180, 1_181)
+    ]
+    assert services == [set(), {"webserver"}]
 
 
 # runs within the hour

@@ -2,8 +2,9 @@
 
 import json
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,9 +12,10 @@ import dagster as dg
 import pytest
 from pydantic import SecretStr
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ServiceError
+from pipeline.exporter import exporter as exporter_module
 from pipeline.exporter import outbox as outbox_module
-from pipeline.exporter.alert_rules import RULES, Found, Rule
+from pipeline.exporter.alert_rules import RULES, UNAVAILABLE, Found, Rule
 from pipeline.exporter.alerts import INTERVAL_SECONDS, MAX_OF_A_RULE, WAIT_SECONDS, Alerts
 from pipeline.exporter.database import Database
 from pipeline.exporter.metrics import Registry
@@ -25,7 +27,7 @@ from pipeline.operate.silences import InDatabase
 from pipeline.settings import Settings
 from tests.exporter.conftest import Watched
 from tests.exporter.test_runs import _job, _started
-from tests.receivers import Webhook, wait_until, webhook
+from tests.receivers import Webhook, mail_server, wait_until, webhook
 
 
 @dg.asset
@@ -158,8 +160,7 @@ def test_a_database_that_does_not_answer_is_told_though_nothing_can_be_read(
 ):
     settings, clock = to(settings, receiver), Clock()
     watched = Watched(settings, clock=clock, outbox=Outbox(settings)).start()
-    away = Database(settings.model_copy(update={"database_url": SecretStr("postgresql://millrace@127.0.0.1:9/")}))
-    watched.exporter._database = away
+    watched.exporter._database = unreachable(settings)
 
     for seconds in (121, 61, WAIT_SECONDS + 1):
         clock.pass_by(seconds)
@@ -174,6 +175,54 @@ def test_a_database_that_does_not_answer_is_told_though_nothing_can_be_read(
     wait_until(lambda: len(receiver.posts) == 2)
     assert receiver.bodies[1]["status"] == "resolved"
     watched.alerts.close()
+
+
+def saved_messages(watched: Watched) -> list[list[str]]:
+    """Of each channel the messages that an exporter which starts now would send."""
+    ((state,),) = Database(watched.settings).rows("SELECT state FROM millrace.exporter_state")
+    (alerts,) = [dumped for _, name, dumped in exporter_module._unpacked(state) if name == "alerts"]
+    return list(alerts["outbox"].values())
+
+
+def test_that_a_message_was_delivered_is_saved_long_before_the_next_poll(
+    settings: Settings, receiver: Webhook, instance: dg.DagsterInstance
+):
+    settings, clock, stop = to(settings, receiver), Clock(), threading.Event()
+    receiver.answers = [(503, "")]
+    watched = Watched(settings, clock=clock, outbox=Outbox(settings)).start()
+    instance.handle_new_event(_started(instance.create_run_for_job(_job())))
+    for seconds in (400, 61, WAIT_SECONDS + 1):
+        clock.pass_by(seconds)
+        watched.poll()
+    watched.exporter.save()
+    assert any(saved_messages(watched))
+    running = threading.Thread(target=watched.exporter.run, args=[stop], kwargs={"interval_seconds": 3600})
+    running.start()
+    try:
+        wait_until(lambda: len(receiver.posts) == 2)
+        wait_until(lambda: not any(saved_messages(watched)), 3)
+    finally:
+        stop.set()
+        running.join()
+
+
+def test_what_could_not_be_saved_is_saved_later(settings: Settings, receiver: Webhook, monkeypatch: pytest.MonkeyPatch):
+    settings = to(settings, receiver)
+    watched = Watched(settings, outbox=Outbox(settings)).start()
+    watched.alerts._outbox.put(message("first"))
+    wait_until(lambda: watched.alerts._outbox.delivered == 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(watched.exporter, "_database", unreachable(settings))
+        with pytest.raises(ServiceError):
+            watched.exporter.save()
+    assert watched.alerts.is_urgent
+    watched.exporter.save()
+    assert not watched.alerts.is_urgent
+    watched.alerts.close()
+
+
+def unreachable(settings: Settings) -> Database:
+    return Database(settings.model_copy(update={"database_url": SecretStr("postgresql://millrace@127.0.0.1:9/")}))
 
 
 # When people are told: one rule that finds what a test says
@@ -203,7 +252,7 @@ class Bench:
 
     def __init__(self, settings: Settings, *others: str) -> None:
         self.found: dict[str, Sequence[str]] = {}
-        rules = [self._rule(name) for name in ("MillraceTrial", *others)]
+        rules = [self._rule(name) for name in ("MillraceRunSlow", *others)]
         self.settings, self.kept, self.now = settings, Kept(), 0.0
         self.database = Database(settings)
         registry = Registry()
@@ -213,13 +262,14 @@ class Bench:
 
     def _rule(self, name: str) -> Rule:
         def find(_: object) -> Found:
-            return {(("job_name", job),): 1.0 for job in self.found.get(name, ())}
+            label = "service" if name == UNAVAILABLE else "job_name"
+            return {((label, job),): 1.0 for job in self.found.get(name, ())}
 
         return Rule(name, "warning", 60, "Too much.", "Job {{ $labels.job_name }}.", find)
 
     def at(self, now: float, *jobs: str, **others: Sequence[str]) -> None:
         """Poll at *now*, when these jobs are too much for the rule, and those of *others* for other rules."""
-        self.now, self.found = now, {"MillraceTrial": jobs, **others}
+        self.now, self.found = now, {"MillraceRunSlow": jobs, **others}
         self.alerts.poll(self.database, now)
 
     def restart(self) -> None:
@@ -230,7 +280,7 @@ class Bench:
     def told(self) -> list[tuple[str, str]]:
         """Status and jobs of the messages since the last call."""
         found = [
-            (message.status, " ".join(f"{each.labels['job_name']}{'' if each.status == 'firing' else '-'}"
+            (message.status, " ".join(f"{subject(each.labels)}{'' if each.status == 'firing' else '-'}"
              for each in message.alerts))
             for message in self.kept.messages
         ]  # fmt: skip
@@ -238,7 +288,11 @@ class Bench:
         return found
 
     def states(self) -> dict[str, str]:
-        return {item["labels"]["job_name"]: item["state"] for item in self.alerts.listing}
+        return {subject(item["labels"]): item["state"] for item in self.alerts.listing}
+
+
+def subject(labels: Mapping[str, str]) -> str:
+    return labels.get("job_name") or labels["service"]
 
 
 @pytest.fixture
@@ -366,13 +420,13 @@ def test_a_clock_that_is_set_back_delays_and_breaks_nothing(bench: Bench):
     assert bench.told() == [("resolved", "a-")]
 
 
-def test_while_a_service_is_away_nobody_is_told_of_the_rest(settings: Settings):
-    bench = Bench(settings, "MillraceServiceUnavailable")
+def test_while_the_database_is_away_nobody_is_told_of_the_rest_and_of_the_webserver(settings: Settings):
+    bench = Bench(settings, UNAVAILABLE)
     for now in (0, 60):
-        bench.at(now, "a", MillraceServiceUnavailable=["database"])
-    assert bench.states() == {"database": "firing", "a": "silenced"}
-    assert [item["muted_by"] for item in bench.alerts.listing] == ["MillraceServiceUnavailable", ""]
-    bench.at(90, "a", MillraceServiceUnavailable=["database"])
+        bench.at(now, "a", MillraceServiceUnavailable=["webserver", "database"])
+    assert bench.states() == {"database": "firing", "webserver": "silenced", "a": "silenced"}
+    assert [item["muted_by"] for item in bench.alerts.listing] == [UNAVAILABLE, UNAVAILABLE, ""]
+    bench.at(90, "a", MillraceServiceUnavailable=["webserver", "database"])
     bench.at(1000, "a", MillraceServiceUnavailable=["database"])
     assert bench.told() == [("firing", "database")]
     bench.at(1015, "a")
@@ -380,14 +434,34 @@ def test_while_a_service_is_away_nobody_is_told_of_the_rest(settings: Settings):
     assert sorted(bench.told()) == [("firing", "a"), ("resolved", "database-")]
 
 
+def test_a_webserver_that_is_away_mutes_nothing(settings: Settings):
+    bench = Bench(settings, UNAVAILABLE)
+    for now in (0, 60, 90):
+        bench.at(now, "a", MillraceServiceUnavailable=["webserver"])
+    assert bench.told() == [("firing", "a"), ("firing", "webserver")]
+
+
+def test_a_silence_ends_in_time_though_the_database_is_away(bench: Bench):
+    began = time.time()
+    InDatabase(bench.settings).add("RunSlow", {}, duration=timedelta(hours=1), comment="")
+    for seconds in (0, 60, 90):
+        bench.at(began + seconds, "a")
+    bench.database = unreachable(bench.settings)
+    for seconds, state, told in ((3590, "silenced", []), (3700, "firing", [("firing", "a")])):
+        with pytest.raises(ServiceError):
+            bench.at(began + seconds, "a")
+        assert bench.states() == {"a": state}
+        assert bench.told() == told
+
+
 def test_a_silence_holds_for_what_it_names_until_it_ends_and_an_end_is_told_all_the_same(bench: Bench):
     silences = InDatabase(bench.settings)
     for now in (0, 60, 90):
         bench.at(now, "a")
     assert bench.told() == [("firing", "a")]
-    made = silences.add("MillraceTrial", {"job_name": "b"}, duration=timedelta(hours=2), comment="known")
-    silences.add("MillraceTrial", {"job_name": "a", "severity": "critical"}, duration=timedelta(hours=2), comment="")
-    silences.add("MillraceRunSlow", {}, duration=timedelta(hours=2), comment="")
+    made = silences.add("MillraceRunSlow", {"job_name": "b"}, duration=timedelta(hours=2), comment="known")
+    silences.add("MillraceRunSlow", {"job_name": "a", "severity": "critical"}, duration=timedelta(hours=2), comment="")
+    silences.add("MillraceRunMemoryHigh", {}, duration=timedelta(hours=2), comment="")
     bench.at(400, "a", "b")
     bench.at(460, "a", "b")
     bench.at(800, "a", "b")
@@ -395,7 +469,7 @@ def test_a_silence_holds_for_what_it_names_until_it_ends_and_an_end_is_told_all_
     assert bench.alerts.listing[1]["muted_by"] == f"silence {made}"
     assert bench.told() == []
 
-    silences.add("MillraceTrial", {}, duration=timedelta(hours=2), comment="all of them")
+    silences.add("MillraceRunSlow", {}, duration=timedelta(hours=2), comment="all of them")
     bench.at(815, "b")
     bench.at(860, "b")
     assert bench.told() == [("resolved", "a-")]
@@ -419,24 +493,41 @@ def test_a_silence_that_is_over_or_was_never_there_cannot_be_ended(settings: Set
             silences.remove(each)
 
 
-def test_alerts_of_a_rule_are_capped(bench: Bench):
+def test_alerts_of_a_rule_are_capped_and_those_that_are_known_go_on(bench: Bench, caplog: pytest.LogCaptureFixture):
     jobs = [str(number) for number in range(MAX_OF_A_RULE + 500)]
+    bench.at(0, *jobs)
+    for now in (60, 90):
+        bench.at(now, *reversed(jobs))  # the new ones first
+
+    assert set(bench.states().values()) == {"firing"}
+    assert len(bench.alerts.listing) == MAX_OF_A_RULE
+    assert {len(message.alerts) for message in bench.kept.messages} == {100}
+    assert len(bench.kept.messages) == MAX_OF_A_RULE / 100
+    assert caplog.text.count(f"MillraceRunSlow: more than {MAX_OF_A_RULE} alerts") == 1
+
+
+def test_of_more_than_a_message_takes_each_is_told_and_that_it_is_over(bench: Bench):
+    jobs = [str(number) for number in range(150)]
     for now in (0, 60, 90):
         bench.at(now, *jobs)
-
-    assert len(bench.alerts.listing) == MAX_OF_A_RULE
-    (message,) = bench.kept.messages
-    assert (len(message.alerts), message.truncated_alerts) == (100, MAX_OF_A_RULE - 100)
+    assert sum(len(alerts.split()) for _, alerts in bench.told()) == 150
+    bench.at(400, *jobs[:100])
+    subjects = [message.subject for message in bench.kept.messages]
+    assert subjects == ["[RESOLVED:50] Too much.", "[FIRING:100] Too much."]
+    assert " ".join(alerts for _, alerts in bench.told()).count("-") == 50
 
 
 def test_a_save_is_asked_for_when_people_were_told_and_not_otherwise(bench: Bench):
     bench.alerts.dump()
+    bench.alerts.saved()
     for now in (0, 60, 75):
         bench.at(now, "a")
         assert not bench.alerts.is_urgent
     bench.at(90, "a")
     assert bench.alerts.is_urgent
     bench.alerts.dump()
+    assert bench.alerts.is_urgent
+    bench.alerts.saved()
     assert not bench.alerts.is_urgent
 
 
@@ -540,11 +631,33 @@ def test_what_a_channel_refuses_is_given_up_and_the_next_is_sent(
     assert "is given up" in caplog.text
 
 
+def test_a_recipient_who_is_refused_for_now_gets_the_mail_later_and_the_others_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(outbox_module, "FIRST_PAUSE_SECONDS", 0.01)
+    with mail_server() as server:
+        server.answers = {"RCPT": ["", "450 greylisted"]}
+        outbox = Outbox(
+            settings.model_copy(
+                update={"smtp_host": "localhost", "smtp_port": server.port, "smtp_security": "none",
+                        "notify_email_to": "a@example.test, b@example.test"}
+            )
+        )  # fmt: skip
+        for name in ("first", "second"):
+            outbox.put(message(name))
+        wait_until(lambda: outbox.delivered == 4)
+        outbox.close()
+
+    assert [mail.recipients for mail in server.mails] == [
+        ["a@example.test"], ["b@example.test"], ["a@example.test", "b@example.test"],
+    ]  # fmt: skip
+
+
 def test_what_nobody_took_for_an_hour_is_given_up(
     make: Callable[[str], Outbox], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(outbox_module, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(outbox_module, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(outbox_module, "GIVE_UP_SECONDS", 0.2)
     with webhook() as server:
         server.answers = [(503, "")] * 1000
         outbox = make(server.url)

@@ -54,6 +54,7 @@ class Alerting:
         environment = {
             "MILLRACE_DATABASE_URL": self.settings.database_url.get_secret_value(),
             "MILLRACE_METRICS_PORT": self.process.address.rpartition(":")[2],
+            "MILLRACE_ALERTS_EVALUATE": "true",
             **environment,
         }
         done = CliRunner().invoke(main, arguments, env=environment)
@@ -250,9 +251,12 @@ def _failed(alerting: Alerting, channel: str, answers: list[tuple[int, str]]) ->
 
 def test_what_cannot_be_asked_for_says_why(alerting: Alerting):
     assert "It looks like 90m, 2h or 1d12h" in alerting.millrace("alerts", "silence", "X", "--for", "2 weeks", code=1)
+    assert "There is no alert 'X'" in alerting.millrace("alerts", "silence", "X", code=1)
+    elsewhere = alerting.millrace("alerts", "silence", "RunSlow", code=1, MILLRACE_ALERTS_EVALUATE="false")
+    assert "Set MILLRACE_ALERTMANAGER_URL" in elsewhere
     assert "each is NAME=VALUE" in alerting.millrace("alerts", "silence", "X", "--label", "job", code=2)
     nobody = alerting.millrace("alerts", "list", code=1, MILLRACE_METRICS_PORT="9")
-    assert "Asking the exporter at 127.0.0.1:9" in nobody
+    assert "Asking the exporter at http://127.0.0.1:9/alerts" in nobody
     assert "`millrace up` starts it" in nobody
     wrong = alerting.millrace("alerts", "list", code=1, MILLRACE_METRICS_PORT=alerting.receiver.url.rpartition(":")[2])
     assert "Is that the exporter's port?" in wrong

@@ -17,7 +17,7 @@ from pipeline.cgroup import Usage
 from pipeline.errors import ServiceError
 from pipeline.exporter import samples
 from pipeline.exporter.monitor import DELETE, DELETED_AT_ONCE, NEAREST, document, quantile
-from pipeline.exporter.samples import STORED_BYTES, Figures, Sample
+from pipeline.exporter.samples import STORED_BYTES, Sample, Tally
 from pipeline.exporter.service import Service
 from pipeline.operate.database import connect
 from pipeline.operate.service_memory import tell
@@ -140,9 +140,9 @@ def test_sums_that_began_anew_are_counted_from_there(watched: Watched, instance:
     )
     assert told(second)["runs"]["success"] == 0
     earlier = Sample(
-        0, 0, jobs=Figures({("here", "a"): {"success": 3, "failure": 1}}), present=second.monitor.current.present
+        0, 0, jobs=Tally({("here", "a"): {"success": 3, "failure": 1}}), present=second.monitor.current.present
     )
-    later = Sample(9, 9, jobs=Figures({("here", "a"): {"success": 4}}), present=second.monitor.current.present)
+    later = Sample(9, 9, jobs=Tally({("here", "a"): {"success": 4}}), present=second.monitor.current.present)
     assert document(later, earlier, now=9, asked_hours=1)["runs"]["success"] == 4
 
 

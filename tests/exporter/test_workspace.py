@@ -4,12 +4,16 @@ import copy
 import json
 import subprocess
 import sys
+import traceback
 from typing import Any
 
 import pytest
 
+from pipeline.errors import ConfigError, ServiceError
 from pipeline.exporter.metrics import OTHER
+from pipeline.exporter.workspace import ask_webserver
 from tests.exporter.conftest import Watched
+from tests.receivers import webhook
 
 CODE = """
 import dagster as dg
@@ -135,3 +139,17 @@ def test_what_is_gone_loses_its_series_and_what_does_not_load_keeps_them(watched
     assert watched.value("dagster_runs_completed_total", job_name="quick", status="failure") == 0
     assert watched.value("dagster_asset_materializations_total", asset_key="made") is None
     assert watched.value("dagster_ticks_total", name="on") is None
+
+
+def test_a_password_in_the_webservers_address_is_in_no_error():
+    with webhook() as server:
+        address = server.url.replace("//", "//me:T0p-S3cret@")
+        server.answers = [(404, "nothing"), (200, "no JSON"), (200, '{"errors": [{"message": "no"}]}')]
+        for url in (*[f"{address}/ui"] * 3, "http://me:T0p-S3cret@127.0.0.1:9"):
+            with pytest.raises(ServiceError, match=r"Asking the webserver at http://127.0.0.1:") as failed:
+                ask_webserver(url)("{}")
+            assert "T0p-S3cret" not in "".join(traceback.format_exception(failed.value))
+    nowhere = address.removeprefix("http://")
+    with pytest.raises(ConfigError, match="MILLRACE_WEBSERVER_URL is no address") as refused:
+        ask_webserver(nowhere)
+    assert "T0p-S3cret" not in "".join(traceback.format_exception(refused.value))

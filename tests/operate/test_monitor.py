@@ -13,10 +13,12 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._daemon.types import DaemonHeartbeat
+from rich.console import Console
 
 from pipeline.cgroup import Usage
 from pipeline.exporter.service import Service
 from pipeline.operate.assets import HEALTH_KEYS, build_assets
+from pipeline.operate.console import show_monitor
 from pipeline.operate.database import connect
 from pipeline.operate.instance import ensure_instance, open_instance
 from pipeline.operate.monitor import SERVICES, read_health
@@ -110,6 +112,26 @@ def test_samples_older_than_three_intervals_fail_every_check_and_only_the_export
         assert "newest sample of the exporter is 0:01:4" in checks["lake"].description
 
 
+def test_an_exporter_that_reads_seldom_is_not_down_in_between(settings: Settings):
+    Watched(settings.model_copy(update={"metrics_interval_seconds": 120.0})).start()
+    for seconds, state in ((300, "up"), (100, "down")):  # since the one before
+        run(settings, f"UPDATE millrace.monitor_samples SET at = at - interval '{seconds} s'")
+        assert read_health(settings)["exporter"].state == state
+
+
+def test_every_service_is_known_however_many_code_locations_there_are(settings: Settings):
+    ensure_instance(settings)
+    with open_instance(settings) as instance:
+        instance.add_daemon_heartbeat(DaemonHeartbeat(time.time(), "SCHEDULER", "d"))
+    watched = Watched(settings)
+    (entry,) = LOADED["workspaceOrError"]["locationEntries"]
+    entries = [{**entry, "name": f"location_{number}"} for number in range(100)]
+    watched.workspace = {**LOADED, "workspaceOrError": {"locationEntries": entries}}
+    watched.start()
+
+    assert {service: health.state for service, health in read_health(settings).items()} == dict.fromkeys(SERVICES, "up")
+
+
 def test_without_a_sample_it_is_said(settings: Settings):
     ensure_instance(settings)
 
@@ -185,4 +207,16 @@ def test_hours_that_are_not_kept_are_refused(exporter: Watched, settings: Settin
     done = millrace(settings, port, "--hours", "1000")
 
     assert done.returncode == 1
-    assert "Error: --hours: hours is '1000'; it is one number above 0, and 168 at most." in done.stderr
+    assert "/monitor: hours is '1000'; it is one number above 0, and 168 at most." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("states", "told"), [(["firing", "resolved", "pending", "silenced"], "1 alert:"), (["resolved"], "")]
+)
+def test_of_alerts_those_that_fire_are_told(exporter: Watched, states: list[str], told: str):
+    document = exporter.monitor.answer("hours=1", [{"state": state} for state in states])
+    assert document
+    with (console := Console(width=160)).capture() as printed:
+        show_monitor(console, document)
+    assert told in printed.get()
+    assert ("alerts list" in printed.get()) == bool(told)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import traceback
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ import pytest
 
 from pipeline.errors import ConfigError, ServiceError
 from pipeline.operate.alerts import duration
-from pipeline.operate.silences import InAlertmanager, InDatabase, silences
+from pipeline.operate.silences import InAlertmanager, InDatabase, Silences, silences
 from pipeline.settings import Settings
 
 
@@ -66,6 +67,7 @@ def alertmanager() -> Iterator[Alertmanager]:
 def test_where_there_is_an_alertmanager_silences_are_its_own(alertmanager: Alertmanager):
     kept = silences(Settings(alertmanager_url=f"{alertmanager.url}/"))
     assert isinstance(silences(Settings()), InDatabase)
+    assert isinstance(silences(Settings(database_url="postgresql://db/", alerts_evaluate=True)), InDatabase)
 
     made = kept.add("MillraceRunSlow", {"job_name": "load"}, duration=timedelta(hours=2), comment="")
     (silence,) = kept.list()
@@ -81,6 +83,63 @@ def test_where_there_is_an_alertmanager_silences_are_its_own(alertmanager: Alert
     for gone in (made, "../../x"):
         with pytest.raises(ConfigError, match="There is no silence"):
             kept.remove(gone)
+
+
+def test_where_nothing_would_heed_a_silence_there_is_none():
+    with pytest.raises(ConfigError, match=r"Set MILLRACE_ALERTMANAGER_URL.*kubectl exec deployment/<release>-exporter"):
+        silences(Settings(database_url="postgresql://db/"))
+
+
+def matchers(alertmanager: Alertmanager, made: str) -> set[tuple[str, str, bool]]:
+    """Name, value and whether it is a pattern."""
+    return {(each["name"], each["value"], each["isRegex"]) for each in alertmanager.kept[made]["matchers"]}
+
+
+def test_releases_that_share_an_alertmanager_silence_and_see_their_own(alertmanager: Alertmanager):
+    def of(namespace: str) -> Silences:
+        return silences(Settings(alertmanager_url=alertmanager.url, alert_labels=f"namespace={namespace}, release=m"))
+
+    staging, production = of("staging"), of("production")
+    made = staging.add("MillraceRunSlow", {"job_name": "load"}, duration=timedelta(hours=2), comment="")
+    assert matchers(alertmanager, made) == {
+        ("alertname", "MillraceRunSlow", False), ("job_name", "load", False), ("namespace", "staging", False),
+        ("release", "m", False),
+    }  # fmt: skip
+    assert [silence.id for silence in staging.list()] == [made]
+    assert not production.list()
+    with pytest.raises(ConfigError, match="There is no silence"):
+        production.remove(made)
+    with pytest.raises(
+        ConfigError, match=r"has namespace=production\. Its own labels, by MILLRACE_ALERT_LABELS, are namesp"
+    ):
+        staging.add("MillraceRunSlow", {"namespace": "production"}, duration=timedelta(hours=2), comment="")
+
+    everywhere = InAlertmanager(alertmanager.url).add("MillraceRunSlow", {}, duration=timedelta(hours=1), comment="")
+    assert [silence.id for silence in production.list()] == [everywhere]  # it mutes them too
+
+
+def test_the_first_word_of_a_name_may_be_left_out(alertmanager: Alertmanager, settings: Settings):
+    kept = InDatabase(settings)
+    for name in ("RunSlow", "MillraceRunSlow"):
+        kept.add(name, {}, duration=timedelta(hours=1), comment="")
+    assert [silence.alert for silence in kept.list()] == ["MillraceRunSlow"] * 2
+
+    made = InAlertmanager(alertmanager.url).add("RunSlow", {}, duration=timedelta(hours=1), comment="")
+    assert matchers(alertmanager, made) == {("alertname", "(Millrace)?RunSlow", True)}
+
+
+@pytest.mark.parametrize("name", ["RunSlo", "MillraceRunOutOfMemory", "runslow", ""])
+def test_a_silence_of_an_alert_that_cannot_fire_is_refused(settings: Settings, name: str):
+    with pytest.raises(ConfigError, match=f"There is no alert '{name}' .*There are: MillraceServiceUnavailable, "):
+        InDatabase(settings).add(name, {}, duration=timedelta(hours=1), comment="")
+
+
+def test_a_password_in_the_address_is_not_shown(alertmanager: Alertmanager):
+    address = alertmanager.url.replace("//", "//me:T0p-S3cret@")
+    for url in (address.rpartition(":")[0] + ":9", f"{address}/elsewhere", address.replace("http", "ftp")):
+        with pytest.raises((ConfigError, ServiceError), match="lertmanager") as failed:
+            InAlertmanager(url).add("A", {"no name": "x"}, duration=timedelta(hours=1), comment="")
+        assert "T0p-S3cret" not in "".join(traceback.format_exception(failed.value))
 
 
 def test_a_silence_that_somebody_made_there_is_shown_with_what_it_matches(alertmanager: Alertmanager):
@@ -109,7 +168,9 @@ def test_times_are_written_short(text: str, hours: float):
     assert duration(text) == timedelta(hours=hours)
 
 
-@pytest.mark.parametrize("text", ["", "2", "h", "0h", "2 h", "-1h", "400d", "9" * 30 + "d", "1h and more"])
+@pytest.mark.parametrize(
+    "text", ["", "2", "h", "0h", "2 h", "-1h", "400d", "9" * 30 + "d", "9999999999d", "0d0h", "1h and more"]
+)
 def test_other_times_are_refused(text: str):
     with pytest.raises(ConfigError, match="It looks like 90m, 2h or 1d12h"):
         duration(text)

@@ -195,10 +195,6 @@ class Settings(BaseSettings):
     alert_unavailable_seconds: PositiveFloat = Field(
         120, description="A service that is away for longer is unavailable."
     )
-    alert_labels: str = Field(
-        "",
-        description="name=value, with commas between: labels that silences carry, so that they hold no other release's.",
-    )
     alertmanager_url: str = Field("", description="Alertmanager that is asked for silences; empty: they are kept here.")
     alerts_evaluate: bool = Field(
         default_factory=lambda read: read.get("database_url") is None and not read.get("alertmanager_url"),

@@ -61,7 +61,7 @@ class Exporter:
         registry.gauge(f"{own}build_info", "Always 1.", ["version"]).set(1, version)
         self.poll_seconds = registry.gauge(f"{own}poll_duration_seconds", "How long the last poll took.")
         self.errors = registry.counter(f"{own}poll_errors_total", "Polls of a collector that failed.", ["collector"])
-        self.succeeded = registry.gauge(
+        self.succeeded = registry.last_value(
             f"{own}last_success_timestamp_seconds", "When the collector's figures were read last.", ["collector"]
         )
         self.lag = registry.gauge(
@@ -77,7 +77,7 @@ class Exporter:
             f"{own}series_dropped_total", "Observations that went to __other__, as their metric is full.", ["metric"]
         )
         self.saved = registry.gauge(f"{own}snapshot_timestamp_seconds", "When cursor and counts were saved last.")
-        for collector in ("events", *(topic.name for topic in topics)):
+        for collector in ("events", "snapshot", *(topic.name for topic in topics)):
             self.errors.start(collector)
         self.abandoned.start()
         self.events.start()
@@ -93,6 +93,9 @@ class Exporter:
         self._count_new()
         self._saved_at = self._steady()
         self.saved.set(self._clock())  # else a first save that never succeeds would not be told
+        known = self.succeeded.series  # from before a restart: what has failed since then is as old as it was
+        collectors = ("events", *(topic.name for topic in self.topics))
+        self.succeeded.replace({(name,): known.get((name,), self._clock()) for name in collectors})
         self.poll()
 
     def poll(self) -> bool:

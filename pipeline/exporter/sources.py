@@ -39,7 +39,7 @@ class Sources(Topic):
             "Up to when the data reach: the end of the newest month, or without months the newest change of a file.",
             STREAM,
         )
-        self.max_age = registry.gauge(
+        self.max_age = registry.last_value(
             "millrace_source_max_age_seconds",
             "The stream is late if nothing came for longer, by its own declaration.",
             STREAM,

@@ -80,7 +80,7 @@ class Workspace(Topic):
             "Always 1: who owns the asset, and what it is.",
             ("asset_key", "code_location", "group", "owner", "kind"),
         )
-        self.max_age = registry.gauge(
+        self.max_age = registry.last_value(
             "dagster_asset_max_age_seconds",
             "Older than this the asset is late, by its own declaration.",
             ("asset_key",),
@@ -95,7 +95,7 @@ class Workspace(Topic):
             "The newest moment at which the schedule was to tick.",
             ("name", "code_location"),
         )
-        self.slow = registry.gauge(
+        self.slow = registry.last_value(
             "dagster_job_slow_threshold_seconds",
             f"A run of the job that takes longer is slow: tag {SLOW_AFTER}, or the setting.",
             ("code_location", "job_name"),
@@ -142,7 +142,7 @@ class Workspace(Topic):
         self.definitions.replace(counts)
 
     def _show_jobs(self, found: dict[str, list[Any]], kept: set[str]) -> None:
-        limits = {}
+        limits = {job: limit for job, limit in self.slow.series.items() if job[0] in kept}
         for location, repositories in found.items():
             for job in (job for repository in repositories for job in repository["jobs"]):
                 tags = {tag["key"]: tag["value"] for tag in job["tags"]}
@@ -183,7 +183,8 @@ class Workspace(Topic):
         self.running.replace(running)
 
     def _show_assets(self, found: dict[str, list[Any]], kept: set[str], *, is_whole: bool) -> None:
-        info, ages, keys = {}, {}, {}
+        info, keys = {}, {}
+        ages: dict[tuple[str, ...], float] = {}
         for location, repositories in found.items():
             for node in (node for repository in repositories for node in repository["assetNodes"]):
                 if not node["isMaterializable"]:
@@ -208,6 +209,8 @@ class Workspace(Topic):
             past = self._assets.only_past() - keys.keys() - {OTHER}
             self._assets.forget_past(past)
             away |= past
+        else:
+            ages = {asset: age for asset, age in self.max_age.series.items() if asset[0] not in keys} | ages
         self._sources.forget_streams({stream for key in away if (stream := stream_of(key))})
         self.info.replace(info)
         self.max_age.replace(ages)

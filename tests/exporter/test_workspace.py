@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.exporter.metrics import OTHER
+from pipeline.settings import Settings
 from tests.exporter.conftest import Watched
 
 CODE = """
@@ -135,3 +136,30 @@ def test_what_is_gone_loses_its_series_and_what_does_not_load_keeps_them(watched
     assert watched.value("dagster_runs_completed_total", job_name="quick", status="failure") == 0
     assert watched.value("dagster_asset_materializations_total", asset_key="made") is None
     assert watched.value("dagster_ticks_total", name="on") is None
+
+
+def test_the_limits_that_definitions_declare_outlive_a_restart_and_a_location_that_does_not_load(
+    watched: Watched, answer: dict[str, Any]
+):
+    watched.workspace = answer
+    at(watched, 1e12)
+    watched.exporter.save()
+
+    second = watched.again().start()  # its webserver tells of a location that is broken
+    assert second.value("dagster_job_slow_threshold_seconds", job_name="quick") == 30
+    assert second.value("dagster_asset_max_age_seconds", asset_key="made") == 26 * 3600
+
+
+def test_a_webserver_that_never_answered_since_the_start_has_an_age_that_a_restart_does_not_renew(settings: Settings):
+    now = [1e9]
+    watched = Watched(settings, clock=lambda: now[0])
+    watched.workspace = {"workspaceOrError": {"message": "away"}}
+    watched.start()
+    now[0] += 60
+    assert not watched.exporter.poll()
+    watched.exporter.save()
+    second = watched.again()
+    second.workspace = watched.workspace
+    second.start()
+
+    assert second.value("dagster_exporter_last_success_timestamp_seconds", collector="workspace") == 1e9

@@ -117,9 +117,8 @@ class Workspace(Topic):
         self._asked_at = now
 
     def _show(self, entries: list[dict[str, Any]], instance: dict[str, Any], now: float) -> None:
-        self._daemons.required = {
-            each["daemonType"]: each["required"] for each in instance["daemonHealth"]["allDaemonStatuses"]
-        }
+        daemons = instance["daemonHealth"]["allDaemonStatuses"]
+        self._daemons.require({each["daemonType"] for each in daemons if each["required"]}, now)
         if queue := instance.get("runQueueConfig"):
             self.queue_limit.set(queue["maxConcurrentRuns"])
         self.loaded.replace({(entry["name"],): float(_repositories(entry) is not None) for entry in entries})

@@ -23,7 +23,7 @@ from pipeline.lake.connection import Lake
 from pipeline.operate.database import connect
 from pipeline.operate.service_memory import tell
 from pipeline.settings import Settings
-from tests.exporter.conftest import Watched
+from tests.exporter.conftest import NOTHING, Watched
 
 EVERY_MINUTE = {"type": "schedule", "name": "every_minute", "code_location": "here"}
 
@@ -96,6 +96,26 @@ def test_daemons_tell_when_they_were_alive(watched: Watched, instance: dg.Dagste
     beat = watched.value("dagster_daemon_last_heartbeat_timestamp_seconds", daemon_type="SENSOR", required="true")
     assert beat == pytest.approx(now)
     assert watched.value("dagster_daemon_heartbeat_errors", daemon_type="SENSOR") == 0
+
+
+def test_a_daemon_that_is_required_and_never_reported_is_as_old_as_the_requirement_even_after_a_restart(
+    settings: Settings, instance: dg.DagsterInstance
+):
+    now = [1e9]
+    instance.add_daemon_heartbeat(DaemonHeartbeat(5e8, "BACKFILL", "id", []))  # of an instance that ran one once
+    watched = Watched(settings, clock=lambda: now[0])
+    statuses = [{"daemonType": kind, "required": kind == "SENSOR"} for kind in ("SENSOR", "BACKFILL")]
+    watched.workspace = {**NOTHING, "instance": {"daemonHealth": {"allDaemonStatuses": statuses}}}
+    watched.start()
+    now[0] += 600
+    watched.poll()
+    watched.exporter.save()
+    second = watched.again().start()
+
+    for each, required in (("SENSOR", 1e9), ("BACKFILL", None)):
+        name = "dagster_daemon_last_heartbeat_timestamp_seconds"
+        assert watched.value(name, daemon_type=each, required="true") == required
+    assert second.value("dagster_daemon_last_heartbeat_timestamp_seconds", required="true") == 1e9
 
 
 def test_pools_tell_their_slots_and_who_waits(watched: Watched, instance: dg.DagsterInstance):

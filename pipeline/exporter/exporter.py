@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from operator import length_hint
 from typing import Any
 
 from pipeline.errors import ServiceError
@@ -54,6 +55,7 @@ class Exporter:
         self._tail: Tail | None = None
         self._saved_at = 0.0
         self._locked_in = 0
+        self._miscounted: set[str] = set()  # topics that failed on an event since the last poll
         self._bodies = frozenset().union(*(topic.bodies_of for topic in topics))
         for topic in topics:
             topic.problems = self.problems
@@ -104,6 +106,7 @@ class Exporter:
         whole = self._attempt("events", self._count_new)
         for topic in self.topics:
             whole = self._attempt(topic.name, partial(topic.poll, self._database, started)) and whole
+        self._miscounted.clear()
         self._show_self()
         self.poll_seconds.set(self._clock() - started)
         if whole:
@@ -191,14 +194,21 @@ class Exporter:
             self._count(page, now)
 
     def _count(self, page: Page, now: float) -> None:
-        batch = Batch(page.events, self._runs.of(self._database, {event.run_id for event in page.events}))
+        facts = self._runs.of(self._database, {event.run_id for event in page.events})
         assert self._tail
         for topic in self.topics:  # from here on nothing asks the database: a page is counted once, and whole
-            try:
-                topic.count(batch)
-            except Exception:  # a line that nobody foresaw: the other topics, and the next page, are worth more
-                self.errors.add(topic.name)
-                log.exception("Counting events %d to %d for %s", page.events[0].id, page.events[-1].id, topic.name)
+            left = iter(page.events)
+            while length_hint(left):
+                try:
+                    topic.count(Batch(left, facts))
+                except Exception:  # an event that nobody foresaw: those after it, and the other topics, are worth more
+                    self.errors.add(topic.name)
+                    if topic.name not in self._miscounted:
+                        number = page.events[-1 - length_hint(left)].id
+                        log.exception("Counting event %d for %s", number, topic.name)
+                    self._miscounted.add(topic.name)
+                else:
+                    break
         self._tail.advance(page, now)
         self.events.add(by=len(page.events))
 
@@ -214,6 +224,9 @@ class Exporter:
             self.errors.add(collector)
             self.problems[collector] = f"{type(error).__name__}, see the exporter's log"
             log.exception("Collector %s", collector)
+            return False
+        if collector in self._miscounted:
+            self.problems[collector] = "could not count an event, see the exporter's log"
             return False
         self.problems.pop(collector, None)
         self.succeeded.set(self._clock(), collector)

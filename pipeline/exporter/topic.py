@@ -1,6 +1,6 @@
 """What a topic of the exporter is: some metrics, and how they come about from events and tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ from pipeline.exporter.tail import Event
 
 @dataclass(frozen=True)
 class Batch:
-    """Events that are counted together, and what the database says of their runs, by run id."""
+    """Events that are counted together, to be taken once, and what the database says of their runs, by run id."""
 
-    events: Sequence[Event]
+    events: Iterator[Event]
     runs: dict[str, RunFacts]
 
 
@@ -30,7 +30,7 @@ class Topic:
         return False
 
     def count(self, batch: Batch) -> None:
-        """Count events, each of which comes once. It asks nothing and must not fail."""
+        """Count events, each of which comes once. It asks nothing. An event on which it fails is lost, the next are not."""
 
     def poll(self, database: Database, now: float) -> None:
         """Read what is as it is now. All of it or nothing: a failure is told and tried again at the next poll."""

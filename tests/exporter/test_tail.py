@@ -206,6 +206,26 @@ def test_a_line_that_dagster_would_not_write_is_counted_as_far_as_it_goes(
     assert watched.value("dagster_exporter_gaps_pending") == 0
 
 
+def test_an_event_that_cannot_be_counted_takes_no_other_with_it_and_shows_in_the_age_of_its_figures(
+    settings: Settings, event: Callable[..., None]
+):
+    now = [1e9]
+    watched = Watched(settings, clock=lambda: now[0]).start()
+    odd = '{"dagster_event": {"event_specific_data": {"materialization": {"metadata_entries": [7]}}}}'
+    event("ASSET_MATERIALIZATION", asset='["a"]')
+    event("ASSET_MATERIALIZATION", asset='["b"]', body=odd)
+    event("ASSET_MATERIALIZATION", asset='["c"]')
+    now[0] += 15
+    assert not watched.exporter.poll()
+
+    assert [watched.value("dagster_asset_materializations_total", asset_key=key) for key in "abc"] == [1, None, 1]
+    assert watched.value("dagster_exporter_poll_errors_total", collector="assets") == 1
+    assert watched.value("dagster_exporter_last_success_timestamp_seconds", collector="assets") == 1e9
+    now[0] += 15
+    watched.poll()
+    assert watched.value("dagster_exporter_last_success_timestamp_seconds", collector="assets") == 1e9 + 30
+
+
 def test_an_answer_of_another_shape_stops_one_collector_and_no_other(watched: Watched, event: Callable[..., None]):
     watched.workspace = {"workspaceOrError": {"locationEntries": [{"surprise": 1}]}, "instance": {"daemonHealth": {}}}
     (workspace,) = (topic for topic in watched.exporter.topics if topic.name == "workspace")

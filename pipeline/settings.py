@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -229,6 +230,9 @@ class Settings(BaseSettings):
         gt=0,
         lt=1,
         description="Share of runs that are to succeed: alerts fire at the rate at which the rest is used up.",
+    )
+    backup_max_age_seconds: NonNegativeInt = Field(
+        0, description="An alert fires if the last backup that succeeded is older; 0: none are expected."
     )
     certificate_hosts: str = Field(
         "", description="host or host:port, with commas between: the exporter tells until when their certificates hold."

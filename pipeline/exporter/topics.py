@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pipeline.exporter import prices, thresholds
 from pipeline.exporter.asset_checks import AssetChecks
 from pipeline.exporter.backfills import Backfills
+from pipeline.exporter.backups import Backups
 from pipeline.exporter.certificates import Certificates
 from pipeline.exporter.daemons import Daemons
 from pipeline.exporter.database import Database
@@ -38,6 +39,6 @@ def build_topics(registry: Registry, settings: Settings, ask: Ask) -> Sequence[T
     )  # fmt: skip
     return (
         runs, steps, assets, checks, sources, ticks, daemons, Pools(registry), Backfills(registry), resources,
-        Volumes(registry), Services(registry), Storage(registry), LakeTables(registry, Database(settings, "lake")),
+        Volumes(registry), Services(registry), Storage(registry), Backups(registry, settings), LakeTables(registry, Database(settings, "lake")),
         Certificates(registry, settings), workspace,
     )  # fmt: skip

@@ -62,7 +62,7 @@ def door(settings: Settings, tmp_path: Path, end_session: Callable[[], None]) ->
     return Door(settings, tmp_path, end_session)
 
 
-BLIND = ["backfills", "daemons", "lake", "monitor", "pools", "runs", "services", "storage", "ticks"]
+BLIND = ["backfills", "backups", "daemons", "lake", "monitor", "pools", "runs", "services", "storage", "ticks"]
 
 
 @pytest.mark.tools

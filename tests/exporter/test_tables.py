@@ -165,6 +165,25 @@ def test_the_database_tells_its_size_its_sessions_and_the_last_backup(settings: 
     assert (watched.value("millrace_postgres_max_connections") or 0) >= 20
 
 
+def test_backups_that_are_expected_have_a_limit_and_an_age_before_the_first_which_a_restart_does_not_renew(
+    settings: Settings, sql: Callable[..., None]
+):
+    now = [1e9]
+    expecting = settings.model_copy(update={"backup_max_age_seconds": 7200})
+    watched = Watched(expecting, clock=lambda: now[0]).start()
+    now[0] += 100
+    watched.exporter.save()
+    second = watched.again().start()
+
+    assert second.value("millrace_threshold_backup_age_seconds") == 7200
+    assert second.value("millrace_backup_expected_since_timestamp_seconds") == 1e9
+    assert second.value("millrace_backup_last_success_timestamp_seconds") is None
+    second.exporter.save()
+    third = Watched(settings).start()  # where none are expected any more
+    assert third.value("millrace_backup_expected_since_timestamp_seconds") is None
+    assert third.value("millrace_threshold_backup_age_seconds") is None
+
+
 def test_the_lake_tells_its_tables_as_they_are_now(settings: Settings, lake: Lake):
     lake.query("CREATE SCHEMA raw")
     lake.query("CREATE TABLE raw.t AS SELECT range AS n FROM range(1000)")

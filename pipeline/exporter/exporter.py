@@ -83,6 +83,9 @@ class Exporter:
             self.errors.start(collector)
         self.abandoned.start()
         self.events.start()
+        for metric in registry:
+            if metric.labels:
+                self.dropped.start(metric.name)
 
     def start(self, *, since: float | None = None) -> None:
         """Load what was saved, or begin now (*since*, epoch seconds, instead), and count up to the present.

@@ -42,6 +42,7 @@ class Ticks(Topic):
         for status in STATUSES:
             self.total.start(kind, name, location, status)
         self.failures.start(kind, name, location)
+        self.duration.start(kind, name, location)
 
     def instigators(self) -> set[tuple[str, str, str]]:
         """Those that have series."""

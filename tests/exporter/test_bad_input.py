@@ -267,6 +267,11 @@ def test_an_event_of_a_clock_that_was_ahead_does_not_pass_for_the_newest_until_t
     assert watched.value("dagster_runs_completed_total", status="success") == 1
 
 
+def test_what_a_metric_dropped_begins_at_zero_before_it_is_full(watched: Watched):
+    for metric in ("dagster_runs_completed_total", "dagster_asset_last_row_count", "dagster_run_duration_seconds"):
+        assert watched.value("dagster_exporter_series_dropped_total", metric=metric) == 0
+
+
 def test_a_hundred_thousand_assets_are_as_many_series_as_there_may_be_and_the_rest_is_told(
     watched: Watched, sql: Callable[..., None]
 ):

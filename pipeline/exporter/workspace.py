@@ -37,10 +37,15 @@ QUERY = """{
       sensors { name sensorState { status } }
       assetNodes { assetKey { path } groupName kinds isMaterializable
         owners { ... on UserAssetOwner { email } ... on TeamAssetOwner { team } }
-        metadataEntries { label ... on FloatMetadataEntry { floatValue } ... on IntMetadataEntry { intValue } } }
+        metadataEntries { label ... on FloatMetadataEntry { floatValue } ... on IntMetadataEntry { intValue } }
+        assetChecksOrError { ... on AssetChecks { checks { name } } } }
     } } } } } ... on PythonError { message } }
   instance { daemonHealth { allDaemonStatuses { daemonType required } } runQueueConfig { maxConcurrentRuns } }
 }"""
+
+# Of each asset it costs the webserver two statements.
+CHECKS = "assetChecksOrError { ... on AssetChecks { checks { name } } }"
+WITHOUT_CHECKS = QUERY.replace(CHECKS, "")
 
 Ask = Callable[[str], dict[str, Any]]
 
@@ -105,18 +110,24 @@ class Workspace(Topic):
         self._runs, self._steps, self._assets, self._checks = runs, steps, assets, checks
         self._resources, self._sources, self._ticks, self._daemons = resources, sources, ticks, daemons
         self._next: dict[tuple[str, str], float] = {}  # schedule → when it ticks next
+        self._checks_of: dict[tuple[str, ...], float] | None = (
+            None  # when each location was loaded whose checks are known
+        )
 
     def poll(self, database: Database, now: float) -> None:
         if 0 <= now - self._asked_at < EVERY_SECONDS:
             return
-        answer = self._ask(QUERY)
+        with_checks = self._checks_of != self.updated.series  # they change with the definitions alone
+        answer = self._ask(QUERY if with_checks else WITHOUT_CHECKS)
         entries = answer["workspaceOrError"].get("locationEntries")
         if entries is None:
             raise ServiceError(f"Asking the webserver for its workspace: {answer['workspaceOrError'].get('message')}")
-        self._show(entries, answer["instance"], now)
+        self._show(entries, answer["instance"], now, with_checks=with_checks)
+        if with_checks:
+            self._checks_of = dict(self.updated.series)
         self._asked_at = now
 
-    def _show(self, entries: list[dict[str, Any]], instance: dict[str, Any], now: float) -> None:
+    def _show(self, entries: list[dict[str, Any]], instance: dict[str, Any], now: float, *, with_checks: bool) -> None:
         daemons = instance["daemonHealth"]["allDaemonStatuses"]
         self._daemons.require({each["daemonType"] for each in daemons if each["required"]}, now)
         if queue := instance.get("runQueueConfig"):
@@ -128,7 +139,7 @@ class Workspace(Topic):
         found = {entry["name"]: repositories for entry in entries if (repositories := _repositories(entry)) is not None}
         self._show_jobs(found, kept)
         self._show_instigators(found, kept, now)
-        self._show_assets(found, kept, is_whole=not broken)
+        self._show_assets(found, kept, is_whole=not broken, with_checks=with_checks)
         counts = {}
         for location, repositories in found.items():
             for kind, field in (
@@ -181,14 +192,16 @@ class Workspace(Topic):
         self._next = next_ticks
         self.running.replace(running)
 
-    def _show_assets(self, found: dict[str, list[Any]], kept: set[str], *, is_whole: bool) -> None:
+    def _show_assets(self, found: dict[str, list[Any]], kept: set[str], *, is_whole: bool, with_checks: bool) -> None:
         info, keys = {}, {}
         ages: dict[tuple[str, ...], float] = {}
+        checks: set[tuple[str, str]] = set()
         for location, repositories in found.items():
             for node in (node for repository in repositories for node in repository["assetNodes"]):
+                key = "/".join(node["assetKey"]["path"])
+                checks |= {(key, each["name"]) for each in node.get("assetChecksOrError", {}).get("checks") or ()}
                 if not node["isMaterializable"]:
                     continue
-                key = "/".join(node["assetKey"]["path"])
                 keys[key] = location
                 owner = next((each.get("team") or each.get("email") for each in node["owners"]), "")
                 info[(key, location, node["groupName"], owner, ",".join(sorted(node["kinds"])))] = 1.0
@@ -203,7 +216,12 @@ class Workspace(Topic):
         gone = {each for each in known - set(keys.items()) if each[1] not in kept}
         self._assets.forget_assets(gone)
         away = {key for key, _ in gone if key not in keys}
-        self._checks.forget_assets(away)
+        for check in checks:
+            self._checks.start_check(*check)
+        if is_whole and with_checks:  # a check may be in another location than its asset
+            self._checks.forget_checks(self._checks.checks() - checks - {(OTHER, OTHER)})
+        else:
+            self._checks.forget_checks({check for check in self._checks.checks() if check[0] in away})
         if is_whole:
             past = self._assets.only_past() - keys.keys() - {OTHER}
             self._assets.forget_past(past)

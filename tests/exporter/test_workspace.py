@@ -4,6 +4,8 @@ import copy
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -94,15 +96,49 @@ def test_jobs_assets_and_schedules_have_their_series_before_anything_happens(wat
     assert watched.value("dagster_instigator_running", name="off") == 0
 
 
+def test_a_check_has_its_sums_before_it_is_made_and_one_that_is_gone_does_not_fail_for_ever(
+    watched: Watched, answer: dict[str, Any], event: Callable[..., None]
+):
+    watched.workspace = answer
+    at(watched, 1e12)
+    sums = {"asset_key": "made", "check": "holds"}
+    for severity in ("warn", "error"):
+        assert watched.value("dagster_asset_check_evaluations_total", **sums, result="failed", severity=severity) == 0
+
+    for check in ("holds", "renamed"):
+        found = {
+            "asset_key": {"path": ["made"]},
+            "check_name": check,
+            "success": False,
+            "severity": {"__enum__": "ERROR"},
+        }
+        event("ASSET_CHECK_EVALUATION", body=json.dumps({"dagster_event": {"event_specific_data": found}}))
+    watched.poll()
+    assert watched.value("dagster_asset_check_last_passed", check="renamed") == 0
+    entries = answer["workspaceOrError"]["locationEntries"]
+    entries.append({"name": "broken", "updatedTimestamp": 0.0, "locationOrLoadError": {"__typename": "PythonError"}})
+    at(watched, 2e12)
+    assert watched.value("dagster_asset_check_last_passed", check="renamed") == 0  # the other location may have it
+
+    entries.pop()
+    at(watched, 3e12)
+    at(watched, 4e12)  # checks are asked for once the locations are others
+    assert watched.value("dagster_asset_check_last_passed", check="renamed") is None
+    assert watched.value("dagster_asset_check_evaluations_total", check="renamed") is None
+    assert watched.value("dagster_asset_check_last_passed", check="holds") == 0
+
+
 def test_a_schedule_that_is_on_tells_when_it_was_to_tick_once_that_is_past(watched: Watched, answer: dict[str, Any]):
     watched.workspace = answer
     (repository,) = answer["workspaceOrError"]["locationEntries"][0]["locationOrLoadError"]["repositories"]
     (tick,) = (each["scheduleState"]["nextTick"] for each in repository["schedules"] if each["name"] == "on")
+    assert tick["timestamp"] > time.time() - 600
+    tick["timestamp"] = 1.5e12  # as of an answer that this minute does not end
     at(watched, 1e12)
     assert watched.value("dagster_schedule_expected_tick_timestamp_seconds", name="on") is None
 
     at(watched, 2e12)
-    assert watched.value("dagster_schedule_expected_tick_timestamp_seconds", name="on") == tick["timestamp"]
+    assert watched.value("dagster_schedule_expected_tick_timestamp_seconds", name="on") == 1.5e12
     assert watched.value("dagster_schedule_expected_tick_timestamp_seconds", name="off") is None
 
 

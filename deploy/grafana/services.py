@@ -221,7 +221,7 @@ def dashboard() -> models.Dashboard:
                 lines(
                     About(
                         "Sessions",
-                        "Of the server, by database, and how many it admits.",
+                        "Of the server: dagster, lake, all its other databases; and how many it admits.",
                         units.Short,
                         ["MillracePostgresConnectionsHigh"],
                         width=8,

@@ -19,7 +19,11 @@ class Storage(Topic):
         self.rows = registry.gauge(
             "dagster_storage_rows_estimate", "Rows of the table, as the planner guesses.", ["relation"]
         )
-        self.connections = registry.gauge("millrace_postgres_connections", "Sessions of the server.", ["database"])
+        self.connections = registry.gauge(
+            "millrace_postgres_connections",
+            "Sessions of the server: of dagster, of lake, and of all its other databases together.",
+            ["database"],
+        )
         self.max_connections = registry.gauge("millrace_postgres_max_connections", "Sessions that the server admits.")
         self._read_at = 0.0
 
@@ -32,7 +36,9 @@ class Storage(Topic):
                WHERE n.nspname = 'public' AND c.relkind = 'r'"""
         )
         sessions = database.rows(
-            "SELECT datname, numbackends FROM pg_stat_database WHERE datname = ANY(%s)", ["dagster", "lake"]
+            "SELECT CASE WHEN datname = ANY(%s) THEN datname ELSE 'other' END, sum(numbackends)::float8 "
+            "FROM pg_stat_database WHERE datname IS NOT NULL GROUP BY 1",
+            ["dagster", "lake"],
         )
         ((most,),) = database.rows("SELECT current_setting('max_connections')::int")
         self.bytes.replace({(name,): size for name, size, _ in sizes})

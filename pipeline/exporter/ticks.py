@@ -58,7 +58,9 @@ class Ticks(Topic):
         self._cursor = int(newest)
 
     def poll(self, database: Database, now: float) -> None:
-        if self._cursor is None:
+        ((last,),) = database.rows("SELECT last_value FROM job_ticks_id_seq")
+        if self._cursor is None or last < self._cursor:  # the table was emptied, or restored to an earlier time
+            self._open.clear()
             self.adopt(database)
         columns = "id, type, status, extract(epoch FROM timestamp)::float8, selector_id, tick_body"
         if self._open:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 import dagster as dg
+import psycopg2
 import pytest
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
 from dagster._core.scheduler.instigation import (
@@ -23,6 +24,7 @@ from pipeline.lake.connection import Lake
 from pipeline.operate.database import connect
 from pipeline.operate.service_memory import tell
 from pipeline.settings import Settings
+from tests.conftest import administrators_url
 from tests.exporter.conftest import NOTHING, Watched
 
 EVERY_MINUTE = {"type": "schedule", "name": "every_minute", "code_location": "here"}
@@ -68,6 +70,25 @@ def test_a_tick_is_counted_once_when_it_ends(watched: Watched, schedule: Callabl
     assert watched.value("dagster_tick_duration_seconds_sum", **EVERY_MINUTE) == pytest.approx(3, abs=2)
     assert watched.value("dagster_tick_consecutive_failures", **EVERY_MINUTE) == 1
     assert watched.value("dagster_tick_last_timestamp_seconds", **EVERY_MINUTE) == pytest.approx(time.time(), abs=60)
+
+
+def test_ticks_and_backfills_of_tables_that_were_emptied_are_counted_on(
+    watched: Watched, schedule: Callable[..., Callable[[], object]], sql: Callable[..., None]
+):
+    backfill = "INSERT INTO bulk_actions (key, status, timestamp, action_type) VALUES (md5(random()::text), 'COMPLETED_SUCCESS', now(), 'x')"
+    for _ in range(3):
+        schedule(TickStatus.FAILURE)()
+        sql(backfill)
+    watched.poll()
+    sql("TRUNCATE job_ticks, bulk_actions RESTART IDENTITY")
+    watched.poll()
+    schedule(TickStatus.SUCCESS)()
+    sql(backfill)
+    watched.poll()
+
+    assert watched.value("dagster_ticks_total", **EVERY_MINUTE, status="failure") == 3
+    assert watched.value("dagster_ticks_total", **EVERY_MINUTE, status="success") == 1
+    assert watched.value("dagster_backfills_completed_total", status="completed_success") == 4
 
 
 def test_failures_in_a_row_end_with_a_success_and_a_restart_forgets_no_open_tick(
@@ -163,6 +184,14 @@ def test_the_database_tells_its_size_its_sessions_and_the_last_backup(settings: 
     assert (watched.value("dagster_storage_relation_bytes", relation="event_logs") or 0) > 0
     assert (watched.value("millrace_postgres_connections", database="dagster") or 0) >= 1
     assert (watched.value("millrace_postgres_max_connections") or 0) >= 20
+
+
+def test_sessions_of_all_other_databases_of_the_server_count_towards_its_limit(settings: Settings):
+    with closing(psycopg2.connect(administrators_url(settings), dbname="postgres")):
+        watched = Watched(settings).start()
+
+    assert (watched.value("millrace_postgres_connections", database="other") or 0) >= 1
+    assert watched.value("millrace_postgres_connections", database="postgres") is None
 
 
 def test_backups_that_are_expected_have_a_limit_and_an_age_before_the_first_which_a_restart_does_not_renew(

@@ -43,7 +43,7 @@ class Compute:
         elif event.type == "ASSET_MATERIALIZATION_PLANNED" and event.asset:
             self._of(event.run_id, event.step).told.setdefault(event.asset, None)
         elif event.type == "ASSET_MATERIALIZATION" and event.asset:
-            seconds = next((numbers[label] for label in SECONDS if label in numbers), None)
+            seconds = next((numbers[label] for label in SECONDS if numbers.get(label, -1) >= 0), None)
             self._of(event.run_id, event.step).told[event.asset] = seconds
         elif event.type in ("STEP_SUCCESS", "STEP_FAILURE"):
             self._add(self._work.get(event.run_id, {}).pop(event.step, Work()), event.at, location)

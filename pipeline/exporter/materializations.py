@@ -134,7 +134,7 @@ class Materializations(Topic):
         began = self._steps.get(event.run_id, {}).pop(event.step or "", None)
         if began is not None:  # the first asset of a step: of several the step's time is that of all
             self.duration.observe((asset,), max(event.at - began, 0.0))
-        if ROW_COUNT in numbers:
+        if numbers.get(ROW_COUNT, -1) >= 0:
             self._count_rows(asset, int(numbers[ROW_COUNT]))
 
     def _count_rows(self, asset: str, rows: int) -> None:
@@ -156,7 +156,7 @@ class Materializations(Topic):
         for event in last_materializations(database):
             if event.asset:
                 self.last.set(event.at, event.asset)
-                if (rows := numbers_of(event).get(ROW_COUNT)) is not None:
+                if (rows := numbers_of(event).get(ROW_COUNT, -1)) >= 0:
                     self.rows.set(rows, event.asset)
 
     def dump(self) -> Any:
@@ -171,16 +171,23 @@ class Materializations(Topic):
     def load(self, dumped: Any) -> None:
         self._planned = {run_id: set(assets) for run_id, assets in dumped["planned"].items()}
         self._steps = dumped["steps"]
-        self._row_counts = {asset: deque(history, maxlen=USUAL) for asset, history in dumped["rows"].items()}
+        self._row_counts = {  # an older version kept counts below zero too, on which no later one could be judged
+            asset: deque([count for count in history if count >= 0], maxlen=USUAL)
+            for asset, history in dumped["rows"].items()
+        }
         self.duration.load(dumped["duration"])
         self.compute.load(dumped.get("compute", ()))  # what an older version saved has none
 
 
 def numbers_of(event: Event) -> dict[str, float]:
-    """The metadata of a materialisation that are numbers or times, by label; times as epoch seconds."""
+    """The metadata of a materialisation that are finite numbers or times, by label; times as epoch seconds."""
     entries = (event.data.get("materialization") or {}).get("metadata_entries") or ()
     values = {entry["label"]: (entry.get("entry_data") or {}).get("value") for entry in entries}
-    return {label: float(value) for label, value in values.items() if isinstance(value, int | float)}
+    return {
+        label: float(value)
+        for label, value in values.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
 def _state(event: Event) -> str:

@@ -75,8 +75,8 @@ class Sources(Topic):
             self.last_load.set(max(event.at, self.last_load.series.get(stream, 0.0)), *stream)
         assets = self._counted.setdefault(event.run_id, set())
         if is_counted and event.asset not in assets:  # a load of several partitions has an event for each, all alike
-            self.rows.add(*stream, by=told.get(LOADED, 0.0))
-            self.rejected.add(*stream, by=told[REJECTED])
+            self.rows.add(*stream, by=max(told.get(LOADED, 0.0), 0.0))
+            self.rejected.add(*stream, by=max(told[REJECTED], 0.0))
         assets.add(event.asset or "")
         if len(self._counted) > MAX_RUNS:
             del self._counted[next(iter(self._counted))]

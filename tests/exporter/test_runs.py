@@ -146,6 +146,24 @@ def test_room_on_volumes_is_as_the_last_run_saw_it_and_stays_over_a_restart(
     assert watched.again().start().value("millrace_volume_free_bytes", volume="scratch") == 1
 
 
+def test_a_volume_of_which_no_run_has_told_for_a_day_is_gone(settings: Settings, instance: dg.DagsterInstance):
+    now = [time.time()]
+    watched = Watched(settings, clock=lambda: now[0]).start()
+    run = instance.create_run_for_job(_job())
+    sample(instance, run, working_set=1, volumes={"old": [1, 1000]})
+    watched.poll()
+    now[0] += 80_000
+    watched.poll()
+    assert watched.value("millrace_volume_free_bytes", volume="old") == 1
+    watched.exporter.save()
+
+    now[0] += 10_000
+    watched.database.close()
+    second = Watched(settings, clock=lambda: now[0]).start()
+    assert second.value("millrace_volume_free_bytes", volume="old") is None
+    assert second.value("millrace_volume_size_bytes", volume="old") is None
+
+
 def test_a_run_that_ran_out_of_memory_has_that_reason_whoever_noticed(watched: Watched, instance: dg.DagsterInstance):
     by_launcher, by_worker, other = (instance.create_run_for_job(_job()) for _ in range(3))
     for run in (by_worker, other):
@@ -300,8 +318,10 @@ def test_a_job_and_an_asset_that_take_twice_as_long_as_usual_are_told_by_how_muc
         assert zscore > 4, what
 
 
-def test_an_asset_with_half_its_usual_rows_is_far_from_them(watched: Watched, instance: dg.DagsterInstance):
-    for rows in (*(1000 + number % 3 for number in range(12)), 500):
+def test_an_asset_with_half_its_usual_rows_is_far_from_them_and_what_is_no_count_is_left_out(
+    watched: Watched, instance: dg.DagsterInstance
+):
+    for rows in (-5, float("nan"), *(1000 + number % 3 for number in range(12)), float("inf"), 500, -1):
         instance.report_runless_asset_event(dg.AssetMaterialization("made", metadata={"dagster/row_count": rows}))
     watched.poll()
 

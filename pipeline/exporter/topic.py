@@ -1,12 +1,14 @@
 """What a topic of the exporter is: some metrics, and how they come about from events and tables."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 from pipeline.exporter.database import Database
 from pipeline.exporter.run_facts import RunFacts
 from pipeline.exporter.tail import Event
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,9 @@ class Topic:
 
     def load(self, dumped: Any) -> None:
         pass
+
+
+def restored(kind: type[T], dumped: Mapping[str, Any]) -> T:
+    """The dataclass *kind* from what `asdict` gave, without the fields that only another version has."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in dumped.items() if name in known})

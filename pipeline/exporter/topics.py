@@ -31,7 +31,7 @@ def build_topics(registry: Registry, settings: Settings, ask: Ask) -> Sequence[T
     thresholds.publish(registry, settings)
     prices.publish(registry, settings)
     runs, steps, ticks, daemons = Runs(registry), Steps(registry), Ticks(registry), Daemons(registry)
-    resources = Resources(registry)
+    resources = Resources(registry, runs)
     assets, checks, sources = Materializations(registry), AssetChecks(registry), Sources(registry)
     workspace = Workspace(
         registry, ask, runs=runs, steps=steps, resources=resources, assets=assets, checks=checks, sources=sources, ticks=ticks, daemons=daemons,

@@ -11,6 +11,7 @@ import pytest
 from dagster._core.definitions.freshness import FreshnessState, FreshnessStateChange
 from dagster._core.events import DagsterEvent, DagsterEventType, EngineEventData
 
+from pipeline.exporter import runs as runs_module
 from pipeline.settings import Settings
 from tests.exporter.conftest import Watched
 
@@ -131,6 +132,73 @@ def test_a_run_of_which_nothing_is_heard_any_more_is_not_shown(settings: Setting
     now[0] += 1000
     watched.poll()
     assert watched.value("dagster_run_memory_working_set_bytes", job_name="nothing") is None
+
+
+def test_the_cpu_of_a_run_is_summed_once_though_it_was_silent_for_long_or_tells_after_its_end(
+    settings: Settings, instance: dg.DagsterInstance
+):
+    now = [time.time()]
+    watched = Watched(settings, clock=lambda: now[0]).start()
+    silent, ended = (instance.create_run_for_job(_job()) for _ in range(2))
+    sample(instance, silent, cpu_seconds=100)
+    sample(instance, ended, cpu_seconds=100)
+    watched.poll()
+    now[0] += 1000
+    watched.poll()
+    sample(instance, silent, cpu_seconds=110)
+    instance.report_run_canceled(ended)
+    sample(instance, ended, cpu_seconds=150)
+    watched.poll()
+    assert watched.value("dagster_run_cpu_seconds_total", job_name="nothing") == 210
+
+    watched.exporter.save()
+    second = watched.again().start()
+    sample(instance, ended, cpu_seconds=160)
+    second.poll()
+    assert second.value("dagster_run_cpu_seconds_total", job_name="nothing") == 210
+
+
+def test_fields_that_a_newer_version_saved_are_left_out_and_the_rest_is_counted_on(
+    watched: Watched, instance: dg.DagsterInstance, event: Callable[..., None]
+):
+    run = instance.create_run_for_job(_job())
+    event("PIPELINE_ENQUEUED", run.run_id)
+    sample(instance, run, cpu_seconds=5)
+    watched.poll()
+    kept = watched.exporter._dump()
+
+    def newer() -> Iterator[tuple[str, str, Any]]:
+        for what, name, dumped in kept:
+            if name == "runs":
+                dumped["lives"][run.run_id]["of_tomorrow"] = 1
+            elif name == "resources":
+                dumped[0][-1]["of_tomorrow"] = 1
+            yield what, name, dumped
+
+    watched.exporter._dump = newer  # type: ignore[method-assign]
+    watched.exporter.save()
+    second = watched.again().start()
+    event("PIPELINE_START", run.run_id)
+    second.poll()
+    assert second.value("dagster_runs_created_total") == 1
+    assert second.value("dagster_run_cpu_seconds_total") == 5
+
+
+def test_more_runs_under_way_than_are_remembered_are_created_once(
+    watched: Watched, event: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(runs_module, "MAX_REMEMBERED", 10)
+    for kind in ("PIPELINE_ENQUEUED", "PIPELINE_STARTING", "PIPELINE_START", "PIPELINE_SUCCESS"):
+        for number in range(30):
+            event(kind, f"r{number}")
+        watched.poll()
+        watched.exporter.save()
+        watched = watched.again().start()
+
+    event("PIPELINE_START", "without a queue")
+    watched.poll()
+    assert watched.value("dagster_runs_created_total") == 31
+    assert watched.value("dagster_runs_completed_total", status="success") == 30
 
 
 def test_room_on_volumes_is_as_the_last_run_saw_it_and_stays_over_a_restart(

@@ -96,6 +96,8 @@ class Exporter:
         if self._tail is None:  # else an attempt before this one came so far, and goes on from there
             self._tail = self._load(since)
         self._count_new()
+        while not self._tail.is_done:
+            self._count_new()
         self._saved_at = self._steady()
         self.saved.set(self._clock())  # else a first save that never succeeds would not be told
         known = self.succeeded.series  # from before a restart: what has failed since then is as old as it was

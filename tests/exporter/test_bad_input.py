@@ -2,20 +2,24 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote_plus
 
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
 from pipeline.errors import ServiceError
 from pipeline.exporter import exporter as exporter_module
+from pipeline.exporter.database import Database
 from pipeline.exporter.metrics import MAX_SERIES, OTHER
 from pipeline.operate.database import connect
 from pipeline.settings import Settings
@@ -97,7 +101,7 @@ def test_while_the_database_is_away_the_last_figures_stay_with_their_age_and_the
         ("9m", "MillraceServiceUnavailable", [{"severity": "critical", "service": "database", "collector": "events"}]),
         ("15m", "MillraceExporterBlind", []),
         ("20m", "MillraceExporterBlind", [{"severity": "warning", "collector": each} for each in blind]),
-        ("26m", "MillraceServiceUnavailable", []),
+        ("28m", "MillraceServiceUnavailable", []),
         ("28m", "MillraceExporterBlind", []),
     ]
     scrapes.judge(promtool, tmp_path, alerts)
@@ -310,3 +314,27 @@ def test_a_hundred_thousand_assets_are_as_many_series_as_there_may_be_and_the_re
     watched.exporter.save()
     ((saved,),) = watched.database.rows("SELECT octet_length(state::text) FROM millrace.exporter_state")
     assert saved < 16 << 20, f"{saved:,} bytes"
+
+
+def test_who_waited_in_vain_for_a_session_is_refused_at_once_for_as_long(settings: Settings):
+    accepted: list[socket.socket] = []
+
+    def take_and_say_nothing() -> None:
+        with suppress(OSError):
+            while True:
+                accepted.append(server.accept()[0])
+                time.sleep(0.4)
+                accepted[-1].close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=take_and_say_nothing, daemon=True).start()
+        url = f"postgresql://millrace@127.0.0.1:{server.getsockname()[1]}/?sslmode=disable&gssencmode=disable"
+        database = Database(Settings(state_dir=settings.state_dir, database_url=SecretStr(url)))
+        messages = set()
+        for _ in range(5):
+            with pytest.raises(ServiceError) as error:
+                database.rows("SELECT 1")
+            messages.add(str(error.value))
+        server.shutdown(socket.SHUT_RDWR)
+
+    assert len(accepted) == len(messages) == 1

@@ -5,6 +5,7 @@ not gone.
 """
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.exporter.topic import Topic
 
 EVERY_SECONDS = 60.0
 ASK_SECONDS = 20.0
+WAIT_SECONDS = 0.5  # for which a poll waits for the answer, so that most are shown at once
 MAX_AGE_HOURS = "max_age_hours"
 SLOW_AFTER = "millrace/slow_after_seconds"
 
@@ -51,7 +53,7 @@ Ask = Callable[[str], dict[str, Any]]
 
 
 class Workspace(Topic):
-    """Asked every minute. While the webserver does not answer all stays as it was."""
+    """Asked every minute, by a thread of its own. While the webserver does not answer all stays as it was."""
 
     name = "workspace"
 
@@ -107,6 +109,10 @@ class Workspace(Topic):
         )
         self.queue_limit = registry.gauge("dagster_run_queue_limit_runs", "Runs that may be under way at once.")
         self._ask, self._asked_at, self._slow_after = ask, 0.0, slow_after_seconds
+        self._thread: threading.Thread | None = None
+        self._answer: dict[str, Any] | Exception = {}
+        self._with_checks = True
+        self._failure = "The webserver has not answered yet."  # empty while its last answer is shown
         self._runs, self._steps, self._assets, self._checks = runs, steps, assets, checks
         self._resources, self._sources, self._ticks, self._daemons = resources, sources, ticks, daemons
         self._next: dict[tuple[str, str], float] = {}  # schedule → when it ticks next
@@ -115,17 +121,39 @@ class Workspace(Topic):
         )
 
     def poll(self, database: Database, now: float) -> None:
-        if 0 <= now - self._asked_at < EVERY_SECONDS:
+        if self._thread is None and (self._failure or not 0 <= now - self._asked_at < EVERY_SECONDS):
+            self._asked_at = now
+            self._with_checks = self._checks_of != self.updated.series  # they change with the definitions alone
+            query = QUERY if self._with_checks else WITHOUT_CHECKS
+            self._thread = threading.Thread(target=self._get, args=[query], name="workspace", daemon=True)
+            self._thread.start()
+            self._thread.join(WAIT_SECONDS)
+        if self._thread is not None and not self._thread.is_alive():
+            self._thread = None
+            self._take(now)
+        if self._failure:
+            raise ServiceError(self._failure)
+
+    def _get(self, query: str) -> None:
+        try:
+            self._answer = self._ask(query)
+        except Exception as error:  # noqa: BLE001  (of whatever kind: the next poll tells it)
+            self._answer = error
+
+    def _take(self, now: float) -> None:
+        answer = self._answer
+        if isinstance(answer, Exception):
+            self._failure = str(answer) if isinstance(answer, ServiceError) else repr(answer)
             return
-        with_checks = self._checks_of != self.updated.series  # they change with the definitions alone
-        answer = self._ask(QUERY if with_checks else WITHOUT_CHECKS)
+        self._failure = "The webserver's last answer could not be read, see the exporter's log."  # until it is
         entries = answer["workspaceOrError"].get("locationEntries")
         if entries is None:
-            raise ServiceError(f"Asking the webserver for its workspace: {answer['workspaceOrError'].get('message')}")
-        self._show(entries, answer["instance"], now, with_checks=with_checks)
-        if with_checks:
+            self._failure = f"Asking the webserver for its workspace: {answer['workspaceOrError'].get('message')}"
+            return
+        self._show(entries, answer["instance"], now, with_checks=self._with_checks)
+        if self._with_checks:
             self._checks_of = dict(self.updated.series)
-        self._asked_at = now
+        self._failure = ""
 
     def _show(self, entries: list[dict[str, Any]], instance: dict[str, Any], now: float, *, with_checks: bool) -> None:
         daemons = instance["daemonHealth"]["allDaemonStatuses"]

@@ -4,12 +4,14 @@ import copy
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from pipeline.exporter import workspace as workspace_module
 from pipeline.exporter.metrics import OTHER
 from pipeline.settings import Settings
 from tests.exporter.conftest import Watched
@@ -199,3 +201,27 @@ def test_a_webserver_that_never_answered_since_the_start_has_an_age_that_a_resta
     second.start()
 
     assert second.value("dagster_exporter_last_success_timestamp_seconds", collector="workspace") == 1e9
+
+
+def test_a_webserver_that_hangs_holds_up_no_poll_and_its_answer_is_shown_when_it_comes(
+    settings: Settings, answer: dict[str, Any], event: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(workspace_module, "WAIT_SECONDS", 0.01)
+    watched, answers = Watched(settings), threading.Event()
+    watched.workspace = answer
+
+    def ask(_: str) -> dict[str, Any]:
+        answers.wait(10)
+        return answer
+
+    watched.ask = ask  # type: ignore[method-assign]
+    watched.start()
+    event("PIPELINE_SUCCESS")
+    assert not watched.exporter.poll()
+    assert watched.value("dagster_runs_completed_total", status="success") == 1
+    assert watched.value("dagster_exporter_poll_errors_total", collector="workspace") == 2
+    answers.set()
+    (thread,) = (each for each in threading.enumerate() if each.name == "workspace")
+    thread.join()
+    watched.poll()
+    assert watched.value("dagster_code_location_loaded", **HERE) == 1

@@ -109,6 +109,33 @@ def test_failures_in_a_row_end_with_a_success_and_a_restart_forgets_no_open_tick
     assert second.value("dagster_tick_consecutive_failures", **EVERY_MINUTE) == 0
 
 
+def test_a_tick_that_failed_and_is_tried_again_ends_as_it_does_in_the_end(
+    watched: Watched, schedule: Callable[..., Callable[[], object]], sql: Callable[..., None]
+):
+    schedule(TickStatus.FAILURE)()
+    watched.poll()
+    watched.poll()
+    assert watched.value("dagster_ticks_total", **EVERY_MINUTE, status="failure") == 1
+    watched.exporter.save()
+
+    second = watched.again().start()
+    sql("UPDATE job_ticks SET status = 'STARTED'")
+    second.poll()
+    sql("UPDATE job_ticks SET status = 'SUCCESS'")
+    second.poll()
+    second.poll()
+    assert second.value("dagster_ticks_total", **EVERY_MINUTE, status="failure") == 1
+    assert second.value("dagster_ticks_total", **EVERY_MINUTE, status="success") == 1
+    assert second.value("dagster_tick_consecutive_failures", **EVERY_MINUTE) == 0
+
+    schedule(TickStatus.FAILURE)()
+    schedule(TickStatus.SUCCESS)()
+    second.poll()
+    sql("UPDATE job_ticks SET status = 'SUCCESS' WHERE status = 'FAILURE'")  # not the newest any more
+    second.poll()
+    assert second.value("dagster_ticks_total", **EVERY_MINUTE, status="success") == 2
+
+
 def test_daemons_tell_when_they_were_alive(watched: Watched, instance: dg.DagsterInstance):
     now = time.time()
     instance.add_daemon_heartbeat(DaemonHeartbeat(now, "SENSOR", "id", []))

@@ -67,7 +67,7 @@ def test_assets_and_checks_are_counted_and_what_a_failed_run_did_not_make_has_fa
     assert watched.value("dagster_asset_check_last_passed", check="holds") == 0
     (assets,) = (topic for topic in watched.exporter.topics if topic.name == "assets")
     assert not assets.dump()["planned"]  # nothing is kept of a run that ended
-    assert not assets.dump()["steps"]
+    assert not assets.dump()["compute"]
 
 
 def test_a_run_under_way_is_seen_with_its_age_until_it_ends(watched: Watched, instance: dg.DagsterInstance):
@@ -365,12 +365,12 @@ def test_a_job_and_an_asset_that_take_twice_as_long_as_usual_are_told_by_how_muc
 ):
     sql(
         """INSERT INTO event_logs (run_id, event, dagster_event_type, step_key, asset_key, timestamp)
-           SELECT 'run-' || n, '{}', kind, CASE WHEN kind IN ('STEP_START', 'ASSET_MATERIALIZATION') THEN 'make' END,
+           SELECT 'run-' || n, '{}', kind, CASE WHEN kind NOT LIKE 'PIPELINE%' THEN 'make' END,
                   CASE kind WHEN 'ASSET_MATERIALIZATION' THEN '["made"]' END,
                   to_timestamp(1700000000 + 1000 * n + CASE WHEN ends THEN CASE WHEN n > 40 THEN 200 ELSE 100 END ELSE 0 END)
                     AT TIME ZONE 'UTC'
            FROM generate_series(1, 50) n, (VALUES (1, 'PIPELINE_START', false), (2, 'STEP_START', false),
-                  (3, 'ASSET_MATERIALIZATION', true), (4, 'PIPELINE_SUCCESS', true)) AS line (place, kind, ends)
+                  (3, 'ASSET_MATERIALIZATION', true), (4, 'STEP_SUCCESS', true), (5, 'PIPELINE_SUCCESS', true)) AS line (place, kind, ends)
            ORDER BY n, place"""
     )
     watched.poll()
@@ -384,6 +384,27 @@ def test_a_job_and_an_asset_that_take_twice_as_long_as_usual_are_told_by_how_muc
         assert 1.15 < ratio < 2, what
         assert zscore is not None
         assert zscore > 4, what
+
+
+def test_assets_of_one_step_each_take_as_long_as_they_tell(watched: Watched, event: Callable[..., None]):
+    def made(number: int, asset: str, seconds: float) -> None:
+        entries = [{"label": "Execution Duration", "entry_data": {"value": seconds}}]
+        body = {"dagster_event": {"event_specific_data": {"materialization": {"metadata_entries": entries}}}}
+        event(
+            "ASSET_MATERIALIZATION", f"r{number}", at=10, step="dbt", asset=json.dumps([asset]), body=json.dumps(body)
+        )
+
+    for number in range(30):
+        event("ASSET_MATERIALIZATION_PLANNED", f"r{number}", at=0, step="dbt", asset='["skipped"]')
+        event("STEP_START", f"r{number}", at=0, step="dbt")
+        made(number, "slow", 7.0)
+        made(number, "swift", 2.0)
+        event("STEP_SUCCESS", f"r{number}", at=100, step="dbt")
+    watched.poll()
+
+    assert watched.value("dagster_asset_duration_baseline_seconds", asset_key="slow") == pytest.approx(7)
+    assert watched.value("dagster_asset_duration_baseline_seconds", asset_key="swift") == pytest.approx(2)
+    assert watched.value("dagster_asset_duration_baseline_runs", asset_key="skipped") is None
 
 
 def test_an_asset_with_half_its_usual_rows_is_far_from_them_and_what_is_no_count_is_left_out(

@@ -374,6 +374,7 @@ def dashboard() -> models.Dashboard:
                         "Events",
                         "Counted in a second, and ids handed out after the newest one counted.",
                         units.Short,
+                        ["MillraceExporterLagging"],
                         width=8,
                     ),
                     {

@@ -20,6 +20,7 @@ from dagster._daemon.types import DaemonHeartbeat
 from dagster._utils.error import SerializableErrorInfo
 
 from pipeline.cgroup import Usage
+from pipeline.errors import ConfigError
 from pipeline.lake.connection import Lake
 from pipeline.operate.database import connect
 from pipeline.operate.service_memory import tell
@@ -268,6 +269,18 @@ def test_thresholds_are_what_the_settings_say(settings: Settings):
     assert watched.value("millrace_threshold_unavailable_seconds") == 120
     assert watched.value("millrace_slo_success_ratio") == 0.999
     assert watched.value("dagster_exporter_build_info", version="test") == 1
+
+
+@pytest.mark.parametrize(("ratio", "is_taken"), [("0.93", False), ("0.9306", True)])
+def test_a_promise_that_could_be_broken_without_an_alert_is_refused(
+    monkeypatch: pytest.MonkeyPatch, ratio: str, is_taken: bool
+):
+    monkeypatch.setenv("MILLRACE_SLO_SUCCESS_RATIO", ratio)
+    if is_taken:
+        assert Settings.load().slo_success_ratio == float(ratio)
+    else:
+        with pytest.raises(ConfigError, match=r"MILLRACE_SLO_SUCCESS_RATIO.* at least 0\.9306 is wanted"):
+            Settings.load()
 
 
 def test_memory_of_services_is_that_of_the_copy_that_is_closest_to_its_limit_and_ends_with_it(

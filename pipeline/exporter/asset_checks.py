@@ -11,7 +11,7 @@ RESULTS = ("passed", "failed")
 class AssetChecks(Topic):
     """By check. A planned one that its run never made is none: what held it back has an alert of its own."""
 
-    name = "checks"
+    name = "asset_checks"
     bodies_of = frozenset({"ASSET_CHECK_EVALUATION"})
 
     def __init__(self, registry: Registry) -> None:

@@ -13,12 +13,12 @@ from pipeline.exporter.lake import LakeTables
 from pipeline.exporter.materializations import Materializations
 from pipeline.exporter.metrics import Registry
 from pipeline.exporter.pools import Pools
+from pipeline.exporter.postgres import Postgres
 from pipeline.exporter.resources import Resources
 from pipeline.exporter.runs import Runs
 from pipeline.exporter.services import Services
 from pipeline.exporter.sources import Sources
 from pipeline.exporter.steps import Steps
-from pipeline.exporter.storage import Storage
 from pipeline.exporter.ticks import Ticks
 from pipeline.exporter.topic import Topic
 from pipeline.exporter.volumes import Volumes
@@ -39,6 +39,6 @@ def build_topics(registry: Registry, settings: Settings, ask: Ask) -> Sequence[T
     )  # fmt: skip
     return (
         runs, steps, assets, checks, sources, ticks, daemons, Pools(registry), Backfills(registry), resources,
-        Volumes(registry), Services(registry), Storage(registry), Backups(registry, settings), LakeTables(registry, Database(settings, "lake")),
+        Volumes(registry), Services(registry), Postgres(registry), Backups(registry, settings), LakeTables(registry, Database(settings, "lake")),
         Certificates(registry, settings), workspace,
     )  # fmt: skip

@@ -66,7 +66,7 @@ def door(settings: Settings, tmp_path: Path, end_session: Callable[[], None]) ->
     return Door(settings, tmp_path, end_session)
 
 
-BLIND = ["backfills", "backups", "daemons", "lake", "monitor", "pools", "runs", "services", "storage", "ticks"]
+BLIND = ["backfills", "backups", "daemons", "lake", "monitor", "pools", "postgres", "runs", "services", "ticks"]
 
 
 @pytest.mark.tools

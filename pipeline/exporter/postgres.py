@@ -7,10 +7,10 @@ from pipeline.exporter.topic import Topic
 EVERY_SECONDS = 60.0
 
 
-class Storage(Topic):
+class Postgres(Topic):
     """Read every minute: sizes are asked of the file system."""
 
-    name = "storage"
+    name = "postgres"
 
     def __init__(self, registry: Registry) -> None:
         self.bytes = registry.gauge(

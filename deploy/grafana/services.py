@@ -415,7 +415,7 @@ def dashboard() -> models.Dashboard:
                         width=8,
                     ),
                     {
-                        "{{metric}}": "sum by (metric) (increase(dagster_exporter_series_dropped_total{HERE}[$__rate_interval]))"
+                        "{{metric}}": "sum by (metric) (increase(dagster_exporter_series_dropped_total{HERE}[$__rate_interval])) > 0"
                     },
                     bars=True,
                 ),

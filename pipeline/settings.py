@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -34,6 +35,7 @@ FULL_TAG = "millrace/full"  # of a run that loads every file and rebuilds every 
 MEMORY_TAG, CPU_TAG = "millrace/memory", "millrace/cpu"  # of a run, or of an asset for every run of it
 PROFILES_DIR = Path(__file__).parent / "transform"
 GIB = 1 << 30
+FASTEST_BURN = 14.4  # of the error budget, in multiples of the rate that would last (deploy/rules/slo.yaml)
 EMBEDDED_WEBHOOK_URL = "http://localhost:3000/api/v1/alerts"
 HOST_AND_PORT = re.compile(
     r"(\[(?P<v6>[0-9A-Fa-f:]+)\]|(?P<host>[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?))(:(?P<port>[1-9]\d{0,4}))?"
@@ -239,7 +241,10 @@ class Settings(BaseSettings):
         0.99,
         gt=0,
         lt=1,
-        description="Share of runs that are to succeed: alerts fire at the rate at which the rest is used up.",
+        description="Share of runs that are to succeed: alerts fire at the rate at which the rest is used up. At least 0.9306.",
+    )
+    backup_max_age_seconds: NonNegativeInt = Field(
+        0, description="An alert fires if the last backup that succeeded is older; 0: none are expected."
     )
     certificate_hosts: str = Field(
         "", description="host or host:port, with commas between: the exporter tells until when their certificates hold."
@@ -272,6 +277,16 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  (resolve() would follow symlinks)
+
+    @field_validator("slo_success_ratio", mode="after")
+    @classmethod
+    def _can_burn(cls, ratio: float) -> float:
+        if FASTEST_BURN * (1 - ratio) >= 1:
+            raise ValueError(
+                f"{ratio:g} leaves so much that not even runs that all fail use it up {FASTEST_BURN:g} times as fast as they may, "
+                f"at which the first alert fires: at least {1 - 1 / FASTEST_BURN:.4f} is wanted"
+            )
+        return ratio
 
     @field_validator("certificate_hosts", mode="after")
     @classmethod

@@ -221,7 +221,7 @@ def dashboard() -> models.Dashboard:
                 lines(
                     About(
                         "Sessions",
-                        "Of the server, by database, and how many it admits.",
+                        "Of the server: dagster, lake, all its other databases; and how many it admits.",
                         units.Short,
                         ["MillracePostgresConnectionsHigh"],
                         width=8,
@@ -374,6 +374,7 @@ def dashboard() -> models.Dashboard:
                         "Events",
                         "Counted in a second, and ids handed out after the newest one counted.",
                         units.Short,
+                        ["MillraceExporterLagging"],
                         width=8,
                     ),
                     {
@@ -414,7 +415,7 @@ def dashboard() -> models.Dashboard:
                         width=8,
                     ),
                     {
-                        "{{metric}}": "sum by (metric) (increase(dagster_exporter_series_dropped_total{HERE}[$__rate_interval]))"
+                        "{{metric}}": "sum by (metric) (increase(dagster_exporter_series_dropped_total{HERE}[$__rate_interval])) > 0"
                     },
                     bars=True,
                 ),

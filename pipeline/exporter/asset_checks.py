@@ -5,12 +5,13 @@ from pipeline.exporter.topic import Batch, Topic
 
 CHECK = ("asset_key", "check", "severity")
 SEVERITIES = ("warn", "error")
+RESULTS = ("passed", "failed")
 
 
 class AssetChecks(Topic):
     """By check. A planned one that its run never made is none: what held it back has an alert of its own."""
 
-    name = "checks"
+    name = "asset_checks"
     bodies_of = frozenset({"ASSET_CHECK_EVALUATION"})
 
     def __init__(self, registry: Registry) -> None:
@@ -26,10 +27,20 @@ class AssetChecks(Topic):
             "dagster_asset_check_last_timestamp_seconds", "When the check was made last.", CHECK
         )
 
-    def forget_assets(self, gone: set[str]) -> None:
-        """Remove the series of assets that are gone."""
+    def start_check(self, asset: str, check: str) -> None:
+        """Have the check's sums before it is made; how severe it is shows only then."""
+        for severity in SEVERITIES:
+            for result in RESULTS:
+                self.evaluations.start(asset, check, result, severity)
+
+    def checks(self) -> set[tuple[str, str]]:
+        """Asset and name of those that have series."""
+        return {(asset, check) for asset, check, *_ in (*self.evaluations.series, *self.passed.series)}
+
+    def forget_checks(self, gone: set[tuple[str, str]]) -> None:
+        """Remove the series of checks that are gone."""
         for metric in (self.evaluations, self.passed, self.last):
-            metric.forget_all(("asset_key",), {(asset,) for asset in gone})
+            metric.forget_all(("asset_key", "check"), gone)
 
     def count(self, batch: Batch) -> None:
         for event in batch.events:
@@ -43,8 +54,7 @@ class AssetChecks(Topic):
                 if other != severity:
                     self.passed.remove(asset, check, other)
                     self.last.remove(asset, check, other)
-            for result in ("passed", "failed"):
-                self.evaluations.start(asset, check, result, severity)
+            self.start_check(asset, check)
             self.evaluations.add(asset, check, "passed" if passed else "failed", severity)
             self.passed.set(float(passed), asset, check, severity)
             self.last.set(event.at, asset, check, severity)

@@ -36,7 +36,8 @@ class Backfills(Topic):
         self._cursor, self._open = int(newest), {number for (number,) in under_way}
 
     def poll(self, database: Database, now: float) -> None:
-        if self._cursor is None:
+        ((last,),) = database.rows("SELECT last_value FROM bulk_actions_id_seq")
+        if self._cursor is None or last < self._cursor:  # the table was emptied, or restored to an earlier time
             self.adopt(database)
         new = database.rows(
             "SELECT id, lower(status) FROM bulk_actions WHERE id > %s ORDER BY id LIMIT %s", self._cursor, MAX_OPEN

@@ -29,7 +29,7 @@ class Certificate:
 class Certificates(Topic):
     """Asked every hour by a thread of its own: what a host takes its time for holds up no poll, and no scrape."""
 
-    name = "certificate"
+    name = "certificates"
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
         host = ("host",)

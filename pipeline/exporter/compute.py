@@ -31,22 +31,31 @@ class Compute:
         )
         self._work: dict[str, dict[str, Work]] = {}  # by run and step
 
-    def count(self, event: Event, location: str, numbers: Mapping[str, float]) -> None:
-        """Add an event of a run; *numbers* are the metadata of a materialisation."""
+    def count(self, event: Event, location: str, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Add an event of a run; *numbers* are the metadata of a materialisation.
+
+        With a step's success it gives how long each of its assets took: as it tells, or all of the step if it is the only one.
+        """
         if event.type in RUN_ENDS:
             for work in self._work.pop(event.run_id, {}).values():
                 self._add(work, event.at, location)
         elif event.step is None:
-            return
+            return {}
         elif event.type == "STEP_START":
             self._of(event.run_id, event.step).began = event.at
         elif event.type == "ASSET_MATERIALIZATION_PLANNED" and event.asset:
             self._of(event.run_id, event.step).told.setdefault(event.asset, None)
         elif event.type == "ASSET_MATERIALIZATION" and event.asset:
-            seconds = next((numbers[label] for label in SECONDS if label in numbers), None)
+            seconds = next((numbers[label] for label in SECONDS if numbers.get(label, -1) >= 0), None)
             self._of(event.run_id, event.step).told[event.asset] = seconds
         elif event.type in ("STEP_SUCCESS", "STEP_FAILURE"):
-            self._add(self._work.get(event.run_id, {}).pop(event.step, Work()), event.at, location)
+            work = self._work.get(event.run_id, {}).pop(event.step, Work())
+            self._add(work, event.at, location)
+            if event.type == "STEP_SUCCESS":
+                whole = event.at - work.began if work.began is not None and len(work.told) == 1 else None
+                took = {asset: whole if seconds is None else seconds for asset, seconds in work.told.items()}
+                return {asset: max(seconds, 0.0) for asset, seconds in took.items() if seconds is not None}
+        return {}
 
     def _of(self, run_id: str, step: str) -> Work:
         steps = self._work.setdefault(run_id, {})

@@ -1,5 +1,6 @@
 """The exporter's sessions: a connection that is made anew once it is gone, every statement bounded."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
     import psycopg2.extensions
 
 STATEMENT_SECONDS = 5
+CONNECT_SECONDS = 10
+# A server, or a client, whose host is gone does not say so. Either side finds out within half a minute: this one to connect
+# to who took over, the server to free the lock for the exporter that stands by. On a Unix socket none of it counts.
+CLIENT = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+SERVER = "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 # Every statement on a table of Dagster's that grows is bounded by an index. The planner is not asked whether reading all of it
 # would do: while its figures are older than the table it thinks so, and a poll costs as much as the history is long.
 PLANS = {"dagster": "-c enable_seqscan=off -c enable_bitmapscan=off -c jit=off"}
@@ -25,6 +31,12 @@ class Database:
         self._settings, self._name = settings, name
         self._open: psycopg2.extensions.connection | None = None
         self.sessions = 0  # so far; what one held is lost with it
+        self._not_before, self._refusal = 0.0, ""
+
+    def session(self) -> int:
+        """Which of its sessions it is in, which is a new one if the last was lost. Raises as `rows`."""
+        with self._session():
+            return self.sessions
 
     def rows(self, statement: str, *values: Any) -> list[Row]:
         """All rows of a query.
@@ -71,16 +83,25 @@ class Database:
             raise
 
     def _connect(self) -> "psycopg2.extensions.connection":
+        """A new session. Who waited in vain is refused at once for as long again: every topic of a poll would else wait."""
         import psycopg2
 
+        if (began := time.monotonic()) < self._not_before:
+            raise psycopg2.OperationalError(self._refusal)
         keywords: dict[str, Any] = {
-            "connect_timeout": "10",
+            "connect_timeout": CONNECT_SECONDS,
             "application_name": "millrace-exporter",
             "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c default_transaction_read_only=on -c timezone=UTC "
-            + PLANS.get(self._name, ""),
+            f"{SERVER} {PLANS.get(self._name, '')}",
+            **CLIENT,
             **self._settings.libpq(self._name, READERS[self._name]),
         }
-        connection: psycopg2.extensions.connection = psycopg2.connect(**keywords)
+        try:
+            connection: psycopg2.extensions.connection = psycopg2.connect(**keywords)
+        except psycopg2.OperationalError as error:
+            now = time.monotonic()
+            self._not_before, self._refusal = now + (now - began), str(error)
+            raise
         connection.autocommit = True
         self.sessions += 1
         return connection

@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from operator import length_hint
 from typing import Any
 
 from pipeline.errors import ServiceError
@@ -55,6 +56,7 @@ class Exporter:
         self._tail: Tail | None = None
         self._saved_at = 0.0
         self._locked_in = 0
+        self._miscounted: set[str] = set()  # topics that failed on an event since the last poll
         self._bodies = frozenset().union(*(topic.bodies_of for topic in topics))
         for topic in topics:
             topic.problems = self.problems
@@ -62,7 +64,7 @@ class Exporter:
         registry.gauge(f"{own}build_info", "Always 1.", ["version"]).set(1, version)
         self.poll_seconds = registry.gauge(f"{own}poll_duration_seconds", "How long the last poll took.")
         self.errors = registry.counter(f"{own}poll_errors_total", "Polls of a collector that failed.", ["collector"])
-        self.succeeded = registry.gauge(
+        self.succeeded = registry.last_value(
             f"{own}last_success_timestamp_seconds", "When the collector's figures were read last.", ["collector"]
         )
         self.lag = registry.gauge(
@@ -78,10 +80,13 @@ class Exporter:
             f"{own}series_dropped_total", "Observations that went to __other__, as their metric is full.", ["metric"]
         )
         self.saved = registry.gauge(f"{own}snapshot_timestamp_seconds", "When cursor and counts were saved last.")
-        for collector in ("events", *(topic.name for topic in topics)):
+        for collector in ("events", "snapshot", *(topic.name for topic in topics)):
             self.errors.start(collector)
         self.abandoned.start()
         self.events.start()
+        for metric in registry:
+            if metric.labels:
+                self.dropped.start(metric.name)
 
     def start(self, *, since: float | None = None) -> None:
         """Load what was saved, or begin now (*since*, epoch seconds, instead), and count up to the present.
@@ -92,8 +97,13 @@ class Exporter:
         if self._tail is None:  # else an attempt before this one came so far, and goes on from there
             self._tail = self._load(since)
         self._count_new()
+        while not self._tail.is_done:
+            self._count_new()
         self._saved_at = self._steady()
         self.saved.set(self._clock())  # else a first save that never succeeds would not be told
+        known = self.succeeded.series  # from before a restart: what has failed since then is as old as it was
+        collectors = ("events", *(topic.name for topic in self.topics))
+        self.succeeded.replace({(name,): known.get((name,), self._clock()) for name in collectors})
         self.poll()
 
     def poll(self) -> bool:
@@ -102,6 +112,7 @@ class Exporter:
         whole = self._attempt("events", self._count_new)
         for topic in self.topics:
             whole = self._attempt(topic.name, partial(topic.poll, self._database, started)) and whole
+        self._miscounted.clear()
         self._show_self()
         self.poll_seconds.set(self._clock() - started)
         if whole:
@@ -197,14 +208,21 @@ class Exporter:
             self._count(page, now)
 
     def _count(self, page: Page, now: float) -> None:
-        batch = Batch(page.events, self._runs.of(self._database, {event.run_id for event in page.events}))
+        facts = self._runs.of(self._database, {event.run_id for event in page.events})
         assert self._tail
         for topic in self.topics:  # from here on nothing asks the database: a page is counted once, and whole
-            try:
-                topic.count(batch)
-            except Exception:  # a line that nobody foresaw: the other topics, and the next page, are worth more
-                self.errors.add(topic.name)
-                log.exception("Counting events %d to %d for %s", page.events[0].id, page.events[-1].id, topic.name)
+            left = iter(page.events)
+            while length_hint(left):
+                try:
+                    topic.count(Batch(left, facts))
+                except Exception:  # an event that nobody foresaw: those after it, and the other topics, are worth more
+                    self.errors.add(topic.name)
+                    if topic.name not in self._miscounted:
+                        number = page.events[-1 - length_hint(left)].id
+                        log.exception("Counting event %d for %s", number, topic.name)
+                    self._miscounted.add(topic.name)
+                else:
+                    break
         self._tail.advance(page, now)
         self.events.add(by=len(page.events))
 
@@ -220,6 +238,9 @@ class Exporter:
             self.errors.add(collector)
             self.problems[collector] = f"{type(error).__name__}, see the exporter's log"
             log.exception("Collector %s", collector)
+            return False
+        if collector in self._miscounted:
+            self.problems[collector] = "could not count an event, see the exporter's log"
             return False
         self.problems.pop(collector, None)
         self.succeeded.set(self._clock(), collector)

@@ -3,6 +3,7 @@
 from pipeline.exporter.database import Database
 from pipeline.exporter.metrics import Registry
 from pipeline.exporter.topic import Topic
+from pipeline.lake.table_size import FILES_AND_DELETES
 
 EVERY_SECONDS = 60.0
 
@@ -35,11 +36,12 @@ class LakeTables(Topic):
 
     def _read(self) -> None:
         rows = self._catalogue.rows(
-            """SELECT s.schema_name, t.table_name, coalesce(f.rows, 0)::float8, coalesce(f.bytes, 0)::float8, coalesce(f.files, 0)
-               FROM ducklake_table t JOIN ducklake_schema s ON s.schema_id = t.schema_id AND s.end_snapshot IS NULL
-               LEFT JOIN (SELECT table_id, sum(record_count) AS rows, sum(file_size_bytes) AS bytes, count(*) AS files
-                          FROM ducklake_data_file WHERE end_snapshot IS NULL GROUP BY 1) f ON f.table_id = t.table_id
-               WHERE t.end_snapshot IS NULL"""
+            f"""WITH {FILES_AND_DELETES}
+                SELECT s.schema_name, t.table_name, (coalesce(f.records, 0) - coalesce(d.records, 0))::float8,
+                       (coalesce(f.bytes, 0) + coalesce(d.bytes, 0))::float8, coalesce(f.files, 0) + coalesce(d.files, 0)
+                FROM ducklake_table t JOIN ducklake_schema s ON s.schema_id = t.schema_id AND s.end_snapshot IS NULL
+                LEFT JOIN files f ON f.table_id = t.table_id LEFT JOIN deletes d ON d.table_id = t.table_id
+                WHERE t.end_snapshot IS NULL"""
         )
         snapshots = self._catalogue.rows(
             "SELECT count(*), extract(epoch FROM max(snapshot_time))::float8 FROM ducklake_snapshot"

@@ -69,7 +69,6 @@ class Materializations(Topic):
         self.compute = Compute(registry)
         self.duration = Baseline(registry, "dagster_asset_duration", "the asset's successful steps", ASSET)
         self._planned: dict[str, set[str]] = {}
-        self._steps: dict[str, dict[str, float]] = {}  # run → step → when it started
         self._row_counts: dict[str, deque[int]] = {}
 
     def start_asset(self, asset: str, location: str) -> None:
@@ -101,12 +100,10 @@ class Materializations(Topic):
         for event in batch.events:
             location = batch.runs[event.run_id].location if event.run_id in batch.runs else ""
             numbers = numbers_of(event) if event.type == "ASSET_MATERIALIZATION" else {}
-            self.compute.count(event, location, numbers)
-            if event.type == "STEP_START" and event.step:
-                self._steps.setdefault(event.run_id, {})[event.step] = event.at
-                if len(self._steps) > MAX_PLANS:
-                    del self._steps[next(iter(self._steps))]
-            elif event.type == "ASSET_MATERIALIZATION_PLANNED" and event.asset:
+            for asset, seconds in self.compute.count(event, location, numbers).items():
+                if asset not in self._planned.get(event.run_id, ()):  # else it was not made
+                    self.duration.observe((asset,), seconds)
+            if event.type == "ASSET_MATERIALIZATION_PLANNED" and event.asset:
                 self._planned.setdefault(event.run_id, set()).add(event.asset)
                 self.start_asset(event.asset, location)
                 if len(self._planned) > MAX_PLANS:
@@ -122,7 +119,6 @@ class Materializations(Topic):
                 self.freshness.set(1, event.asset, _state(event))
             elif event.type in RUN_ENDS:
                 missed = self._planned.pop(event.run_id, ())
-                self._steps.pop(event.run_id, None)
                 if event.type == "PIPELINE_FAILURE":
                     for asset in missed:
                         self.failures.add(asset, location)
@@ -131,10 +127,7 @@ class Materializations(Topic):
         self.start_asset(asset, location)
         self.materializations.add(asset, location)
         self.last.set(max(event.at, self.last.series.get((asset,), 0.0)), asset)
-        began = self._steps.get(event.run_id, {}).pop(event.step or "", None)
-        if began is not None:  # the first asset of a step: of several the step's time is that of all
-            self.duration.observe((asset,), max(event.at - began, 0.0))
-        if ROW_COUNT in numbers:
+        if numbers.get(ROW_COUNT, -1) >= 0:
             self._count_rows(asset, int(numbers[ROW_COUNT]))
 
     def _count_rows(self, asset: str, rows: int) -> None:
@@ -156,13 +149,13 @@ class Materializations(Topic):
         for event in last_materializations(database):
             if event.asset:
                 self.last.set(event.at, event.asset)
-                if (rows := numbers_of(event).get(ROW_COUNT)) is not None:
+                if (rows := numbers_of(event).get(ROW_COUNT, -1)) >= 0:
                     self.rows.set(rows, event.asset)
 
     def dump(self) -> Any:
         return {
             "planned": {run_id: sorted(assets) for run_id, assets in self._planned.items()},
-            "steps": self._steps,
+            "steps": {},  # which an older version asks for
             "rows": {asset: list(history) for asset, history in self._row_counts.items()},
             "duration": self.duration.dump(),
             "compute": self.compute.dump(),
@@ -170,17 +163,23 @@ class Materializations(Topic):
 
     def load(self, dumped: Any) -> None:
         self._planned = {run_id: set(assets) for run_id, assets in dumped["planned"].items()}
-        self._steps = dumped["steps"]
-        self._row_counts = {asset: deque(history, maxlen=USUAL) for asset, history in dumped["rows"].items()}
+        self._row_counts = {  # an older version kept counts below zero too, on which no later one could be judged
+            asset: deque([count for count in history if count >= 0], maxlen=USUAL)
+            for asset, history in dumped["rows"].items()
+        }
         self.duration.load(dumped["duration"])
         self.compute.load(dumped.get("compute", ()))  # what an older version saved has none
 
 
 def numbers_of(event: Event) -> dict[str, float]:
-    """The metadata of a materialisation that are numbers or times, by label; times as epoch seconds."""
+    """The metadata of a materialisation that are finite numbers or times, by label; times as epoch seconds."""
     entries = (event.data.get("materialization") or {}).get("metadata_entries") or ()
     values = {entry["label"]: (entry.get("entry_data") or {}).get("value") for entry in entries}
-    return {label: float(value) for label, value in values.items() if isinstance(value, int | float)}
+    return {
+        label: float(value)
+        for label, value in values.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
 def _state(event: Event) -> str:

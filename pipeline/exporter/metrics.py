@@ -71,10 +71,6 @@ class Metric(ABC):
         """Remove the series if it is there."""
         self.series.pop(tuple(value[:MAX_LABEL_CHARACTERS] for value in values), None)
 
-    def forget(self, **where: str) -> None:
-        """Remove the series with these labels."""
-        self.forget_all(tuple(where), {tuple(where.values())})
-
     def forget_all(self, names: Labels, gone: Collection[Labels]) -> None:
         """Remove the series whose labels *names* have values in *gone*: one look at each series, for many as for one."""
         places = [self.labels.index(name) for name in names]

@@ -7,10 +7,11 @@ from typing import Any
 from pipeline.cgroup import SAMPLE
 from pipeline.exporter.database import Database
 from pipeline.exporter.metrics import Counter, Registry
+from pipeline.exporter.run_facts import Ended
 from pipeline.exporter.runs import ENDS as RUN_ENDS
-from pipeline.exporter.runs import JOB
+from pipeline.exporter.runs import JOB, Runs
 from pipeline.exporter.tail import Event
-from pipeline.exporter.topic import Batch, Topic
+from pipeline.exporter.topic import Batch, Topic, restored
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MAX_RUNS = 20_000
@@ -50,7 +51,7 @@ class Resources(Topic):
     name = "resources"
     bodies_of = frozenset({"ENGINE_EVENT"})
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, runs: Runs) -> None:
         self.working_set = registry.gauge(
             "dagster_run_memory_working_set_bytes", "Memory in use by the job's hungriest run under way.", JOB
         )
@@ -75,6 +76,9 @@ class Resources(Topic):
         )
         self._used: dict[str, Used] = {}
         self._labels: dict[str, tuple[str, str]] = {}
+        self._runs = runs  # which saves what ended before a restart
+        self._ended = Ended()  # as of the event that is counted: the process may live on for a while, and tell
+        self._now = 0.0
 
     def start_job(self, location: str, job: str) -> None:
         """Have the job's sums before its first run."""
@@ -88,9 +92,14 @@ class Resources(Topic):
 
     def count(self, batch: Batch) -> None:
         for event in batch.events:
+            if event.run_id in self._ended:
+                continue
             if sample := sample_of(event):
                 self._sample(event, batch.runs[event.run_id].labels, sample)
-            elif event.type in RUN_ENDS and event.run_id in self._used:
+            elif event.type in RUN_ENDS:
+                self._ended.add(event.run_id)
+                if event.run_id not in self._used:
+                    continue
                 used, labels = self._used.pop(event.run_id), self._labels.pop(event.run_id)
                 if used.limit:
                     self.peak_ratio.observe(used.peak / used.limit, *labels)
@@ -98,13 +107,12 @@ class Resources(Topic):
         self._show()
 
     def poll(self, database: Database, now: float) -> None:
-        for run_id in [run_id for run_id, used in self._used.items() if now - used.told_at > SILENT_SECONDS]:
-            del self._used[run_id], self._labels[run_id]
+        self._now = now
         self._show()
 
     def _sample(self, event: Event, labels: tuple[str, str], sample: dict[str, Any]) -> None:
         run_id = event.run_id
-        before = self._used.get(run_id, Used())
+        before = self._used.pop(run_id, Used())  # and to the end: who told longest ago is forgotten first
         told = {name: sample.get(name) or getattr(before, name) for name in asdict(before)}
         used = Used(**{**told, "told_at": event.at})
         for metric, name in self._sums().items():
@@ -129,6 +137,8 @@ class Resources(Topic):
         working_set: dict[tuple[str, ...], float] = {}
         limit: dict[tuple[str, ...], float] = {}
         for run_id, used in self._used.items():
+            if self._now - used.told_at > SILENT_SECONDS:
+                continue  # its sums stay, or all of it would be added again when it tells once more
             labels = self._labels[run_id]
             if used.working_set >= working_set.get(labels, 0.0):
                 working_set[labels] = used.working_set
@@ -142,5 +152,6 @@ class Resources(Topic):
 
     def load(self, dumped: Any) -> None:
         for run_id, location, job, used in dumped:
-            self._used[run_id], self._labels[run_id] = Used(**used), (location, job)
+            self._used[run_id], self._labels[run_id] = restored(Used, used), (location, job)
+        self._ended.load(self._runs.ended.dump())
         self._show()

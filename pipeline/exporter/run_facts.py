@@ -8,6 +8,7 @@ from datetime import datetime
 from pipeline.exporter.database import Database
 
 MAX_KEPT = 5_000
+MAX_ENDED = 5_000
 REPOSITORY = ".dagster/repository"
 SCHEDULED = ".dagster/scheduled_execution_time"
 TAGS = (REPOSITORY, SCHEDULED, "dagster/schedule_name", "dagster/sensor_name", "dagster/backfill", "dagster/auto_materialize",
@@ -32,11 +33,33 @@ class RunFacts:
         return self.location, self.job
 
 
+class Ended:
+    """Runs that ended of late, so that whatever else comes of one is not taken for a new run."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, None] = {}  # in their order
+
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._runs
+
+    def add(self, run_id: str) -> None:
+        self._runs[run_id] = None
+        if len(self._runs) > MAX_ENDED:
+            self._runs = dict.fromkeys(list(self._runs)[-MAX_ENDED // 2 :])
+
+    def dump(self) -> list[str]:
+        return list(self._runs)[-2_000:]
+
+    def load(self, dumped: Collection[str]) -> None:
+        self._runs.update(dict.fromkeys(dumped))
+
+
 class RunCache:
     """`RunFacts` of runs that had events of late. A run that is gone has its defaults."""
 
-    def __init__(self) -> None:
-        self._kept: dict[str, RunFacts] = {}
+    def __init__(self, most: float = MAX_KEPT) -> None:
+        """*most* runs are kept; without end where `forget_others` is called."""
+        self._most, self._kept = most, dict[str, RunFacts]()
 
     def forget_others(self, run_ids: Collection[str]) -> None:
         """Keep no run but *run_ids*, and of these not one whose tags were not there yet: they are stored after it."""
@@ -49,8 +72,8 @@ class RunCache:
         for start in range(0, len(unknown), 1_000):
             self._kept.update(_read(database, unknown[start : start + 1_000]))
         found = {run_id: self._kept.get(run_id, RunFacts()) for run_id in run_ids}
-        if len(self._kept) > MAX_KEPT:
-            self._kept = dict(list(self._kept.items())[-MAX_KEPT // 2 :])
+        if len(self._kept) > self._most:
+            self._kept = dict(list(self._kept.items())[len(self._kept) // 2 :])
         return found
 
 

@@ -2,14 +2,15 @@
 
 from collections import deque
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any
 
 from pipeline.exporter.baseline import Baseline
 from pipeline.exporter.database import Database
 from pipeline.exporter.metrics import MAX_SERIES, Registry
-from pipeline.exporter.run_facts import RunCache, RunFacts
+from pipeline.exporter.run_facts import Ended, RunCache, RunFacts
 from pipeline.exporter.tail import Event
-from pipeline.exporter.topic import Batch, Topic
+from pipeline.exporter.topic import Batch, Topic, restored
 
 JOB = ("code_location", "job_name")
 ENDS = {"PIPELINE_SUCCESS": "success", "PIPELINE_FAILURE": "failure", "PIPELINE_CANCELED": "canceled"}
@@ -21,7 +22,6 @@ REASONS = ("step_failure", "unexpected_termination", "run_exception", "job_initi
 OUT_OF_MEMORY = "ran out of memory"  # as the launcher and the worker word it
 RECENT = 20  # runs of a job, whose share of failures does not forget a job that runs once a day
 MAX_REMEMBERED = 20_000  # runs under way
-MAX_ENDED = 5_000  # runs, whose end somebody else may still report
 WAIT_SECONDS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
@@ -86,9 +86,10 @@ class Runs(Topic):
         )
         self.baseline = Baseline(registry, "dagster_job_duration", "the job's successful runs", JOB)
         self._lives: dict[str, Life] = {}
-        self._ended: dict[str, None] = {}  # in their order
+        self._evicted = 0  # runs under way that are not remembered any more
+        self.ended = Ended()
         self._recent: dict[tuple[str, str], deque[bool]] = {}
-        self._in_flight = RunCache()  # of its own: a run that waits for long has no events
+        self._in_flight = RunCache(inf)  # of its own: a run that waits for long has no events
 
     def start_job(self, location: str, job: str) -> None:
         """Have the job's series before its first run."""
@@ -123,17 +124,21 @@ class Runs(Topic):
                 self._count_one(event, batch.runs[event.run_id])
 
     def _count_one(self, event: Event, facts: RunFacts) -> None:
-        if event.run_id in self._ended:
+        if event.run_id in self.ended:
             return  # the end of a run may be reported by two who noticed it
         life = self._lives.get(event.run_id)
         if life is None:
             life = self._lives[event.run_id] = Life()
             self.start_job(*facts.labels)
-            self.created.add(*facts.labels, facts.trigger)
-            if facts.is_retry:
-                self.retries.add(*facts.labels)
+            if self._evicted and event.type != "PIPELINE_ENQUEUED":
+                self._evicted -= 1  # one of those: a new run is queued first
+            else:
+                self.created.add(*facts.labels, facts.trigger)
+                if facts.is_retry:
+                    self.retries.add(*facts.labels)
             if len(self._lives) > MAX_REMEMBERED:
                 del self._lives[next(iter(self._lives))]
+                self._evicted += 1
         if event.type == "PIPELINE_ENQUEUED":
             life.queued_at = event.at
         elif event.type == "PIPELINE_STARTING" and life.starting_at is None:
@@ -167,9 +172,7 @@ class Runs(Topic):
             self.recent_failures.set(sum(recent) / len(recent), *labels)
             self.recent_runs.set(len(recent), *labels)
         del self._lives[event.run_id]
-        self._ended[event.run_id] = None
-        if len(self._ended) > MAX_ENDED:
-            self._ended = dict.fromkeys(list(self._ended)[-MAX_ENDED // 2 :])
+        self.ended.add(event.run_id)
 
     def poll(self, database: Database, now: float) -> None:
         rows = database.rows(
@@ -201,14 +204,16 @@ class Runs(Topic):
     def dump(self) -> Any:
         return {
             "lives": {run_id: asdict(life) for run_id, life in self._lives.items()},
-            "ended": list(self._ended)[-2_000:],
+            "evicted": self._evicted,
+            "ended": self.ended.dump(),
             "recent": [[*job, [int(failed) for failed in recent]] for job, recent in self._recent.items()],
             "baseline": self.baseline.dump(),
         }
 
     def load(self, dumped: Any) -> None:
-        self._lives = {run_id: Life(**life) for run_id, life in dumped["lives"].items()}
-        self._ended.update(dict.fromkeys(dumped["ended"]))
+        self._lives = {run_id: restored(Life, life) for run_id, life in dumped["lives"].items()}
+        self._evicted = dumped.get("evicted", 0)  # of an older version
+        self.ended.load(dumped["ended"])
         self._recent = {
             (location, job): deque(map(bool, recent), maxlen=RECENT) for location, job, recent in dumped["recent"]
         }

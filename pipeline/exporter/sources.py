@@ -39,7 +39,7 @@ class Sources(Topic):
             "Up to when the data reach: the end of the newest month, or without months the newest change of a file.",
             STREAM,
         )
-        self.max_age = registry.gauge(
+        self.max_age = registry.last_value(
             "millrace_source_max_age_seconds",
             "The stream is late if nothing came for longer, by its own declaration.",
             STREAM,
@@ -75,8 +75,8 @@ class Sources(Topic):
             self.last_load.set(max(event.at, self.last_load.series.get(stream, 0.0)), *stream)
         assets = self._counted.setdefault(event.run_id, set())
         if is_counted and event.asset not in assets:  # a load of several partitions has an event for each, all alike
-            self.rows.add(*stream, by=told.get(LOADED, 0.0))
-            self.rejected.add(*stream, by=told[REJECTED])
+            self.rows.add(*stream, by=max(told.get(LOADED, 0.0), 0.0))
+            self.rejected.add(*stream, by=max(told[REJECTED], 0.0))
         assets.add(event.asset or "")
         if len(self._counted) > MAX_RUNS:
             del self._counted[next(iter(self._counted))]

@@ -36,12 +36,16 @@ class Ticks(Topic):
         self._cursor: int | None = None
         self._locations: dict[str, str] = {}  # by the instigator's selector
         self._open: dict[int, float] = {}  # id, of an unfinished tick or of none yet → when it was seen first
+        # Selector → id of its newest tick, if that failed. Of a schedule whose code server did not answer the same row is
+        # tried again, and may yet succeed.
+        self._failed: dict[str, int] = {}
 
     def start_instigator(self, kind: str, name: str, location: str) -> None:
         """Have the series before the first tick."""
         for status in STATUSES:
             self.total.start(kind, name, location, status)
         self.failures.start(kind, name, location)
+        self.duration.start(kind, name, location)
 
     def instigators(self) -> set[tuple[str, str, str]]:
         """Those that have series."""
@@ -57,11 +61,15 @@ class Ticks(Topic):
         self._cursor = int(newest)
 
     def poll(self, database: Database, now: float) -> None:
-        if self._cursor is None:
+        ((last,),) = database.rows("SELECT last_value FROM job_ticks_id_seq")
+        if self._cursor is None or last < self._cursor:  # the table was emptied, or restored to an earlier time
+            self._open.clear()
+            self._failed.clear()
             self.adopt(database)
         columns = "id, type, status, extract(epoch FROM timestamp)::float8, selector_id, tick_body"
-        if self._open:
-            rows = database.rows(f"SELECT {columns} FROM job_ticks WHERE id = ANY(%s)", list(self._open))
+        if self._open or self._failed:
+            numbers = [*self._open, *self._failed.values()]
+            rows = database.rows(f"SELECT {columns} FROM job_ticks WHERE id = ANY(%s) ORDER BY id", numbers)
             self._learn_locations(database, rows)
             self._read(rows, now)
         while True:
@@ -83,10 +91,20 @@ class Ticks(Topic):
 
     def _read(self, rows: list[Row], now: float) -> None:
         for number, kind, status, at, selector, body in rows:
+            failed = self._failed.get(selector, 0)
+            if number > failed:  # the one before is not tried again
+                self._failed.pop(selector, None)
             if status == "STARTED":
                 self._open.setdefault(number, now)
                 continue
             self._open.pop(number, None)
+            if status == "FAILURE":
+                if number == failed:
+                    continue  # counted already
+                if selector is not None and number > failed and len(self._failed) < PAGE:
+                    self._failed[selector] = number
+            elif number == failed:
+                del self._failed[selector]
             self._count(kind.lower(), status.lower(), at, self._locations.get(selector, UNKNOWN), json.loads(body))
 
     def _learn_locations(self, database: Database, rows: list[Row]) -> None:
@@ -109,11 +127,12 @@ class Ticks(Topic):
         self.failures.set(so_far + 1 if status == "failure" else 0, *labels)
 
     def dump(self) -> Any:
-        return {"cursor": self._cursor, "open": list(self._open.items())}
+        return {"cursor": self._cursor, "open": list(self._open.items()), "failed": self._failed}
 
     def load(self, dumped: Any) -> None:
         self._cursor = dumped["cursor"]
         self._open = {int(number): seen for number, seen in dumped["open"]}
+        self._failed = dumped.get("failed", {})  # an older version saved none
 
 
 def _location(body: dict[str, Any]) -> str:

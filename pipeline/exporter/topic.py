@@ -1,19 +1,21 @@
 """What a topic of the exporter is: some metrics, and how they come about from events and tables."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 from pipeline.exporter.database import Database
 from pipeline.exporter.run_facts import RunFacts
 from pipeline.exporter.tail import Event
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Events that are counted together, and what the database says of their runs, by run id."""
+    """Events that are counted together, to be taken once, and what the database says of their runs, by run id."""
 
-    events: Sequence[Event]
+    events: Iterator[Event]
     runs: dict[str, RunFacts]
 
 
@@ -30,7 +32,7 @@ class Topic:
         return False
 
     def count(self, batch: Batch) -> None:
-        """Count events, each of which comes once. It asks nothing and must not fail."""
+        """Count events, each of which comes once. It asks nothing. An event on which it fails is lost, the next are not."""
 
     def poll(self, database: Database, now: float) -> None:
         """Read what is as it is now. All of it or nothing: a failure is told and tried again at the next poll."""
@@ -49,3 +51,9 @@ class Topic:
 
     def load(self, dumped: Any) -> None:
         pass
+
+
+def restored(kind: type[T], dumped: Mapping[str, Any]) -> T:
+    """The dataclass *kind* from what `asdict` gave, without the fields that only another version has."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in dumped.items() if name in known})

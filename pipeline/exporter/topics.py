@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pipeline.exporter import prices, thresholds
 from pipeline.exporter.asset_checks import AssetChecks
 from pipeline.exporter.backfills import Backfills
+from pipeline.exporter.backups import Backups
 from pipeline.exporter.certificates import Certificates
 from pipeline.exporter.daemons import Daemons
 from pipeline.exporter.database import Database
@@ -12,12 +13,12 @@ from pipeline.exporter.lake import LakeTables
 from pipeline.exporter.materializations import Materializations
 from pipeline.exporter.metrics import Registry
 from pipeline.exporter.pools import Pools
+from pipeline.exporter.postgres import Postgres
 from pipeline.exporter.resources import Resources
 from pipeline.exporter.runs import Runs
 from pipeline.exporter.services import Services
 from pipeline.exporter.sources import Sources
 from pipeline.exporter.steps import Steps
-from pipeline.exporter.storage import Storage
 from pipeline.exporter.ticks import Ticks
 from pipeline.exporter.topic import Topic
 from pipeline.exporter.volumes import Volumes
@@ -30,7 +31,7 @@ def build_topics(registry: Registry, settings: Settings, ask: Ask) -> Sequence[T
     thresholds.publish(registry, settings)
     prices.publish(registry, settings)
     runs, steps, ticks, daemons = Runs(registry), Steps(registry), Ticks(registry), Daemons(registry)
-    resources = Resources(registry)
+    resources = Resources(registry, runs)
     assets, checks, sources = Materializations(registry), AssetChecks(registry), Sources(registry)
     workspace = Workspace(
         registry, ask, runs=runs, steps=steps, resources=resources, assets=assets, checks=checks, sources=sources, ticks=ticks, daemons=daemons,
@@ -38,6 +39,6 @@ def build_topics(registry: Registry, settings: Settings, ask: Ask) -> Sequence[T
     )  # fmt: skip
     return (
         runs, steps, assets, checks, sources, ticks, daemons, Pools(registry), Backfills(registry), resources,
-        Volumes(registry), Services(registry), Storage(registry), LakeTables(registry, Database(settings, "lake")),
+        Volumes(registry), Services(registry), Postgres(registry), Backups(registry, settings), LakeTables(registry, Database(settings, "lake")),
         Certificates(registry, settings), workspace,
     )  # fmt: skip

@@ -1,8 +1,13 @@
 """Room on the volumes, as the runs that mount them tell it: the exporter mounts none."""
 
+from typing import Any
+
+from pipeline.exporter.database import Database
 from pipeline.exporter.metrics import Registry
 from pipeline.exporter.resources import sample_of
 from pipeline.exporter.topic import Batch, Topic
+
+FORGET_SECONDS = 86_400.0  # after the last run that told: the volume is gone, or no run mounts it any more
 
 
 class Volumes(Topic):
@@ -16,9 +21,24 @@ class Volumes(Topic):
             "millrace_volume_free_bytes", "Room that is left on the volume, when a run looked last.", ["volume"]
         )
         self.size = registry.last_value("millrace_volume_size_bytes", "Size of the volume.", ["volume"])
+        self._told_at: dict[str, float] = {}
 
     def count(self, batch: Batch) -> None:
         for event in batch.events:
             for volume, (free, size) in ((sample_of(event) or {}).get("volumes") or {}).items():
                 self.free.set(free, volume)
                 self.size.set(size, volume)
+                self._told_at[volume] = event.at
+
+    def poll(self, database: Database, now: float) -> None:
+        for (volume,) in list(self.free.series):
+            if now - self._told_at.setdefault(volume, now) > FORGET_SECONDS:
+                self.free.remove(volume)
+                self.size.remove(volume)
+        self._told_at = {volume: at for volume, at in self._told_at.items() if (volume,) in self.free.series}
+
+    def dump(self) -> Any:
+        return self._told_at
+
+    def load(self, dumped: Any) -> None:
+        self._told_at = dumped

@@ -5,6 +5,7 @@ not gone.
 """
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from pipeline.notify import shown_server
 
 EVERY_SECONDS = 60.0
 ASK_SECONDS = 20.0
+WAIT_SECONDS = 0.5  # for which a poll waits for the answer, so that most are shown at once
 MAX_AGE_HOURS = "max_age_hours"
 SLOW_AFTER = "millrace/slow_after_seconds"
 
@@ -38,16 +40,21 @@ QUERY = """{
       sensors { name sensorState { status } }
       assetNodes { assetKey { path } groupName kinds isMaterializable
         owners { ... on UserAssetOwner { email } ... on TeamAssetOwner { team } }
-        metadataEntries { label ... on FloatMetadataEntry { floatValue } ... on IntMetadataEntry { intValue } } }
+        metadataEntries { label ... on FloatMetadataEntry { floatValue } ... on IntMetadataEntry { intValue } }
+        assetChecksOrError { ... on AssetChecks { checks { name } } } }
     } } } } } ... on PythonError { message } }
   instance { daemonHealth { allDaemonStatuses { daemonType required } } runQueueConfig { maxConcurrentRuns } }
 }"""
+
+# Of each asset it costs the webserver two statements.
+CHECKS = "assetChecksOrError { ... on AssetChecks { checks { name } } }"
+WITHOUT_CHECKS = QUERY.replace(CHECKS, "")
 
 Ask = Callable[[str], dict[str, Any]]
 
 
 class Workspace(Topic):
-    """Asked every minute. While the webserver does not answer all stays as it was."""
+    """Asked every minute, by a thread of its own. While the webserver does not answer all stays as it was."""
 
     name = "workspace"
 
@@ -81,7 +88,7 @@ class Workspace(Topic):
             "Always 1: who owns the asset, and what it is.",
             ("asset_key", "code_location", "group", "owner", "kind"),
         )
-        self.max_age = registry.gauge(
+        self.max_age = registry.last_value(
             "dagster_asset_max_age_seconds",
             "Older than this the asset is late, by its own declaration.",
             ("asset_key",),
@@ -96,31 +103,62 @@ class Workspace(Topic):
             "The newest moment at which the schedule was to tick.",
             ("name", "code_location"),
         )
-        self.slow = registry.gauge(
+        self.slow = registry.last_value(
             "dagster_job_slow_threshold_seconds",
             f"A run of the job that takes longer is slow: tag {SLOW_AFTER}, or the setting.",
             ("code_location", "job_name"),
         )
         self.queue_limit = registry.gauge("dagster_run_queue_limit_runs", "Runs that may be under way at once.")
         self._ask, self._asked_at, self._slow_after = ask, 0.0, slow_after_seconds
+        self._thread: threading.Thread | None = None
+        self._answer: dict[str, Any] | Exception = {}
+        self._with_checks = True
+        self._failure = "The webserver has not answered yet."  # empty while its last answer is shown
         self._runs, self._steps, self._assets, self._checks = runs, steps, assets, checks
         self._resources, self._sources, self._ticks, self._daemons = resources, sources, ticks, daemons
         self._next: dict[tuple[str, str], float] = {}  # schedule → when it ticks next
+        self._checks_of: dict[tuple[str, ...], float] | None = (
+            None  # when each location was loaded whose checks are known
+        )
 
     def poll(self, database: Database, now: float) -> None:
-        if 0 <= now - self._asked_at < EVERY_SECONDS:
+        if self._thread is None and (self._failure or not 0 <= now - self._asked_at < EVERY_SECONDS):
+            self._asked_at = now
+            self._with_checks = self._checks_of != self.updated.series  # they change with the definitions alone
+            query = QUERY if self._with_checks else WITHOUT_CHECKS
+            self._thread = threading.Thread(target=self._get, args=[query], name="workspace", daemon=True)
+            self._thread.start()
+            self._thread.join(WAIT_SECONDS)
+        if self._thread is not None and not self._thread.is_alive():
+            self._thread = None
+            self._take(now)
+        if self._failure:
+            raise ServiceError(self._failure)
+
+    def _get(self, query: str) -> None:
+        try:
+            self._answer = self._ask(query)
+        except Exception as error:  # noqa: BLE001  (of whatever kind: the next poll tells it)
+            self._answer = error
+
+    def _take(self, now: float) -> None:
+        answer = self._answer
+        if isinstance(answer, Exception):
+            self._failure = str(answer) if isinstance(answer, ServiceError) else repr(answer)
             return
-        answer = self._ask(QUERY)
+        self._failure = "The webserver's last answer could not be read, see the exporter's log."  # until it is
         entries = answer["workspaceOrError"].get("locationEntries")
         if entries is None:
-            raise ServiceError(f"Asking the webserver for its workspace: {answer['workspaceOrError'].get('message')}")
-        self._show(entries, answer["instance"], now)
-        self._asked_at = now
+            self._failure = f"Asking the webserver for its workspace: {answer['workspaceOrError'].get('message')}"
+            return
+        self._show(entries, answer["instance"], now, with_checks=self._with_checks)
+        if self._with_checks:
+            self._checks_of = dict(self.updated.series)
+        self._failure = ""
 
-    def _show(self, entries: list[dict[str, Any]], instance: dict[str, Any], now: float) -> None:
-        self._daemons.required = {
-            each["daemonType"]: each["required"] for each in instance["daemonHealth"]["allDaemonStatuses"]
-        }
+    def _show(self, entries: list[dict[str, Any]], instance: dict[str, Any], now: float, *, with_checks: bool) -> None:
+        daemons = instance["daemonHealth"]["allDaemonStatuses"]
+        self._daemons.require({each["daemonType"] for each in daemons if each["required"]}, now)
         if queue := instance.get("runQueueConfig"):
             self.queue_limit.set(queue["maxConcurrentRuns"])
         self.loaded.replace({(entry["name"],): float(_repositories(entry) is not None) for entry in entries})
@@ -130,7 +168,7 @@ class Workspace(Topic):
         found = {entry["name"]: repositories for entry in entries if (repositories := _repositories(entry)) is not None}
         self._show_jobs(found, kept)
         self._show_instigators(found, kept, now)
-        self._show_assets(found, kept, is_whole=not broken)
+        self._show_assets(found, kept, is_whole=not broken, with_checks=with_checks)
         counts = {}
         for location, repositories in found.items():
             for kind, field in (
@@ -143,7 +181,7 @@ class Workspace(Topic):
         self.definitions.replace(counts)
 
     def _show_jobs(self, found: dict[str, list[Any]], kept: set[str]) -> None:
-        limits = {}
+        limits = {job: limit for job, limit in self.slow.series.items() if job[0] in kept}
         for location, repositories in found.items():
             for job in (job for repository in repositories for job in repository["jobs"]):
                 tags = {tag["key"]: tag["value"] for tag in job["tags"]}
@@ -183,13 +221,16 @@ class Workspace(Topic):
         self._next = next_ticks
         self.running.replace(running)
 
-    def _show_assets(self, found: dict[str, list[Any]], kept: set[str], *, is_whole: bool) -> None:
-        info, ages, keys = {}, {}, {}
+    def _show_assets(self, found: dict[str, list[Any]], kept: set[str], *, is_whole: bool, with_checks: bool) -> None:
+        info, keys = {}, {}
+        ages: dict[tuple[str, ...], float] = {}
+        checks: set[tuple[str, str]] = set()
         for location, repositories in found.items():
             for node in (node for repository in repositories for node in repository["assetNodes"]):
+                key = "/".join(node["assetKey"]["path"])
+                checks |= {(key, each["name"]) for each in node.get("assetChecksOrError", {}).get("checks") or ()}
                 if not node["isMaterializable"]:
                     continue
-                key = "/".join(node["assetKey"]["path"])
                 keys[key] = location
                 owner = next((each.get("team") or each.get("email") for each in node["owners"]), "")
                 info[(key, location, node["groupName"], owner, ",".join(sorted(node["kinds"])))] = 1.0
@@ -204,11 +245,18 @@ class Workspace(Topic):
         gone = {each for each in known - set(keys.items()) if each[1] not in kept}
         self._assets.forget_assets(gone)
         away = {key for key, _ in gone if key not in keys}
-        self._checks.forget_assets(away)
+        for check in checks:
+            self._checks.start_check(*check)
+        if is_whole and with_checks:  # a check may be in another location than its asset
+            self._checks.forget_checks(self._checks.checks() - checks - {(OTHER, OTHER)})
+        else:
+            self._checks.forget_checks({check for check in self._checks.checks() if check[0] in away})
         if is_whole:
             past = self._assets.only_past() - keys.keys() - {OTHER}
             self._assets.forget_past(past)
             away |= past
+        else:
+            ages = {asset: age for asset, age in self.max_age.series.items() if asset[0] not in keys} | ages
         self._sources.forget_streams({stream for key in away if (stream := stream_of(key))})
         self.info.replace(info)
         self.max_age.replace(ages)

@@ -11,20 +11,14 @@ from typing import Any, Literal
 
 from pipeline.errors import LakeRejected
 from pipeline.lake.connection import Lake, sql_text
+from pipeline.lake.table_size import FILES_AND_DELETES
 
 # Written by whoever changes rows or columns. Compaction (merge_adjacent, rewrite_delete) is not a
 # change: after it a table still belongs to the run that loaded it.
 _CHANGES = "inserted_into_table|deleted_from_table|altered_table"
 
 _RELATIONS = f"""
-WITH files AS (
-    SELECT table_id, sum(record_count) AS records, sum(file_size_bytes) AS bytes, count(*) AS files
-    FROM ducklake_data_file WHERE end_snapshot IS NULL GROUP BY 1
-), deletes AS (
-    SELECT d.table_id, sum(d.delete_count) AS records, sum(d.file_size_bytes) AS bytes, count(*) AS files
-    FROM ducklake_delete_file d JOIN ducklake_data_file f USING (data_file_id)
-    WHERE d.end_snapshot IS NULL AND f.end_snapshot IS NULL GROUP BY 1
-), changes AS (
+WITH {FILES_AND_DELETES}, changes AS (
     SELECT m[2]::bigint AS table_id, max(snapshot_id) AS snapshot_id
     FROM ducklake_snapshot_changes, regexp_matches(changes_made, '({_CHANGES}):([0-9]+)', 'g') m
     GROUP BY 1

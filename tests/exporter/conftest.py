@@ -45,12 +45,16 @@ class Watched:
         self.database = Database(settings)
         self.registry = Registry()
         self.monitor = Monitor(self.registry, settings)
-        topics = [*build_topics(self.registry, settings, lambda _: self.workspace), self.monitor]
+        topics = [*build_topics(self.registry, settings, lambda query: self.ask(query)), self.monitor]
         if outbox:
             self.alerts = Alerts(self.registry, outbox)
             topics = [*topics, self.alerts]
         options = {"clock": clock, "steady": steady or clock} if clock else {}
         self.exporter = Exporter(self.registry, self.database, topics, version="test", **options)
+
+    def ask(self, query: str) -> dict[str, Any]:
+        """What the webserver answers."""
+        return self.workspace
 
     def start(self, **options: Any) -> "Watched":
         self.exporter.start(**options)

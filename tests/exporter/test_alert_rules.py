@@ -208,7 +208,7 @@ def test_a_job_that_went_and_came_again_counts_from_nothing():
     ended.add(*JOB, "failure", by=100)
     recent = RecentRuns()
     recent.observe(registry, 0)
-    ended.forget(job_name="load")
+    ended.forget_all(("job_name",), {("load",)})
     ended.add(*JOB, "failure", by=2)
     recent.observe(registry, 60)
     assert recent.sums() == {JOB: (2, 2)}

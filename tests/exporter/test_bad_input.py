@@ -2,20 +2,24 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote_plus
 
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
 from pipeline.errors import ServiceError
 from pipeline.exporter import exporter as exporter_module
+from pipeline.exporter.database import Database
 from pipeline.exporter.metrics import MAX_SERIES, OTHER
 from pipeline.operate.database import connect
 from pipeline.settings import Settings
@@ -62,7 +66,7 @@ def door(settings: Settings, tmp_path: Path, end_session: Callable[[], None]) ->
     return Door(settings, tmp_path, end_session)
 
 
-BLIND = ["backfills", "daemons", "lake", "monitor", "pools", "runs", "services", "storage", "ticks"]
+BLIND = ["backfills", "backups", "daemons", "lake", "monitor", "pools", "postgres", "runs", "services", "ticks"]
 
 
 @pytest.mark.tools
@@ -97,7 +101,7 @@ def test_while_the_database_is_away_the_last_figures_stay_with_their_age_and_the
         ("9m", "MillraceServiceUnavailable", [{"severity": "critical", "service": "database", "collector": "events"}]),
         ("15m", "MillraceExporterBlind", []),
         ("20m", "MillraceExporterBlind", [{"severity": "warning", "collector": each} for each in blind]),
-        ("26m", "MillraceServiceUnavailable", []),
+        ("28m", "MillraceServiceUnavailable", []),
         ("28m", "MillraceExporterBlind", []),
     ]
     scrapes.judge(promtool, tmp_path, alerts)
@@ -267,6 +271,11 @@ def test_an_event_of_a_clock_that_was_ahead_does_not_pass_for_the_newest_until_t
     assert watched.value("dagster_runs_completed_total", status="success") == 1
 
 
+def test_what_a_metric_dropped_begins_at_zero_before_it_is_full(watched: Watched):
+    for metric in ("dagster_runs_completed_total", "dagster_asset_last_row_count", "dagster_run_duration_seconds"):
+        assert watched.value("dagster_exporter_series_dropped_total", metric=metric) == 0
+
+
 def test_a_hundred_thousand_assets_are_as_many_series_as_there_may_be_and_the_rest_is_told(
     watched: Watched, sql: Callable[..., None]
 ):
@@ -279,8 +288,9 @@ def test_a_hundred_thousand_assets_are_as_many_series_as_there_may_be_and_the_re
         sql(
             "INSERT INTO event_logs (run_id, event, dagster_event_type, step_key, asset_key, timestamp) "
             "SELECT 'r', CASE kind WHEN 'STEP_START' THEN '{}' ELSE %s END, kind, 's' || n, "
-            "  CASE kind WHEN 'STEP_START' THEN NULL ELSE '[\"asset-' || n || '\"]' END, now() AT TIME ZONE 'UTC' "
-            "FROM generate_series(%s, %s) n, unnest(ARRAY['STEP_START', 'ASSET_MATERIALIZATION']) kind ORDER BY n, kind DESC",
+            "  CASE kind WHEN 'ASSET_MATERIALIZATION' THEN '[\"asset-' || n || '\"]' END, now() AT TIME ZONE 'UTC' "
+            "FROM generate_series(%s, %s) n, unnest(ARRAY['STEP_START', 'ASSET_MATERIALIZATION', 'STEP_SUCCESS']) "
+            "  WITH ORDINALITY line(kind, place) ORDER BY n, place",
             body,
             first,
             last,
@@ -288,6 +298,7 @@ def test_a_hundred_thousand_assets_are_as_many_series_as_there_may_be_and_the_re
 
     materialise(1, 100_000)
     watched.poll()
+    watched.poll()  # what is more than one reads at once
     registry = watched.registry
     made = registry["dagster_asset_materializations_total"].series
     assert sum(made.values()) == 100_000
@@ -305,3 +316,27 @@ def test_a_hundred_thousand_assets_are_as_many_series_as_there_may_be_and_the_re
     watched.exporter.save()
     ((saved,),) = watched.database.rows("SELECT octet_length(state::text) FROM millrace.exporter_state")
     assert saved < 16 << 20, f"{saved:,} bytes"
+
+
+def test_who_waited_in_vain_for_a_session_is_refused_at_once_for_as_long(settings: Settings):
+    accepted: list[socket.socket] = []
+
+    def take_and_say_nothing() -> None:
+        with suppress(OSError):
+            while True:
+                accepted.append(server.accept()[0])
+                time.sleep(0.4)
+                accepted[-1].close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=take_and_say_nothing, daemon=True).start()
+        url = f"postgresql://millrace@127.0.0.1:{server.getsockname()[1]}/?sslmode=disable&gssencmode=disable"
+        database = Database(Settings(state_dir=settings.state_dir, database_url=SecretStr(url)))
+        messages = set()
+        for _ in range(5):
+            with pytest.raises(ServiceError) as error:
+                database.rows("SELECT 1")
+            messages.add(str(error.value))
+        server.shutdown(socket.SHUT_RDWR)
+
+    assert len(accepted) == len(messages) == 1

@@ -205,7 +205,7 @@ def test_a_renewed_certificate_is_seen_after_an_hour_and_the_last_one_stays_whil
     host = f"localhost:{port}"
     watched = Watched(settings.model_copy(update={"certificate_hosts": host}), clock=lambda: now[0]).start()
     finish(watched)
-    (topic,) = (topic for topic in watched.exporter.topics if topic.name == "certificate")
+    (topic,) = (topic for topic in watched.exporter.topics if topic.name == "certificates")
     assert figures(watched, host)[0] == pytest.approx(5, abs=0.01)
 
     topic._hosts = {host: ("localhost", serve(new))}  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from pipeline.operate.database import connect
 from pipeline.operate.service_memory import tell
 from pipeline.settings import Settings
 from tests.conftest import administrators_url
-from tests.exporter.conftest import Watched
+from tests.exporter.conftest import NOTHING, Watched
 from tests.exporter.test_runs import _job, bad, good, holds, sample
 
 LOADED: dict[str, Any] = {
@@ -356,6 +356,11 @@ def test_each_service_that_is_not_up_says_why_and_since_when(
     assert service(watched, "daemon") == ("down", "it has never reported")
 
     instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - 200, "SCHEDULER", "d"))
+    required = [{"daemonType": "SCHEDULER", "required": True}]
+    watched.workspace = {**NOTHING, "instance": {"daemonHealth": {"allDaemonStatuses": required}}}
+    workspace = next(topic for topic in watched.exporter.topics if topic.name == "workspace")
+    monkeypatch.setattr(workspace, "_asked_at", 0.0)
+    watched.poll()
     watched.poll()
     assert service(watched, "daemon")[0] == "down"
     assert service(watched, "daemon")[1].startswith("silent for 20")
@@ -363,7 +368,6 @@ def test_each_service_that_is_not_up_says_why_and_since_when(
     def refuse(_: Any) -> Any:
         raise ServiceError("Asking the webserver: refused")
 
-    workspace = next(topic for topic in watched.exporter.topics if topic.name == "workspace")
     monkeypatch.setattr(workspace, "_ask", refuse)
     monkeypatch.setattr(workspace, "_asked_at", 0.0)
     assert not watched.exporter.poll()

@@ -11,6 +11,7 @@ import pytest
 from dagster._core.definitions.freshness import FreshnessState, FreshnessStateChange
 from dagster._core.events import DagsterEvent, DagsterEventType, EngineEventData
 
+from pipeline.exporter import runs as runs_module
 from pipeline.settings import Settings
 from tests.exporter.conftest import Watched
 
@@ -66,7 +67,7 @@ def test_assets_and_checks_are_counted_and_what_a_failed_run_did_not_make_has_fa
     assert watched.value("dagster_asset_check_last_passed", check="holds") == 0
     (assets,) = (topic for topic in watched.exporter.topics if topic.name == "assets")
     assert not assets.dump()["planned"]  # nothing is kept of a run that ended
-    assert not assets.dump()["steps"]
+    assert not assets.dump()["compute"]
 
 
 def test_a_run_under_way_is_seen_with_its_age_until_it_ends(watched: Watched, instance: dg.DagsterInstance):
@@ -133,6 +134,73 @@ def test_a_run_of_which_nothing_is_heard_any_more_is_not_shown(settings: Setting
     assert watched.value("dagster_run_memory_working_set_bytes", job_name="nothing") is None
 
 
+def test_the_cpu_of_a_run_is_summed_once_though_it_was_silent_for_long_or_tells_after_its_end(
+    settings: Settings, instance: dg.DagsterInstance
+):
+    now = [time.time()]
+    watched = Watched(settings, clock=lambda: now[0]).start()
+    silent, ended = (instance.create_run_for_job(_job()) for _ in range(2))
+    sample(instance, silent, cpu_seconds=100)
+    sample(instance, ended, cpu_seconds=100)
+    watched.poll()
+    now[0] += 1000
+    watched.poll()
+    sample(instance, silent, cpu_seconds=110)
+    instance.report_run_canceled(ended)
+    sample(instance, ended, cpu_seconds=150)
+    watched.poll()
+    assert watched.value("dagster_run_cpu_seconds_total", job_name="nothing") == 210
+
+    watched.exporter.save()
+    second = watched.again().start()
+    sample(instance, ended, cpu_seconds=160)
+    second.poll()
+    assert second.value("dagster_run_cpu_seconds_total", job_name="nothing") == 210
+
+
+def test_fields_that_a_newer_version_saved_are_left_out_and_the_rest_is_counted_on(
+    watched: Watched, instance: dg.DagsterInstance, event: Callable[..., None]
+):
+    run = instance.create_run_for_job(_job())
+    event("PIPELINE_ENQUEUED", run.run_id)
+    sample(instance, run, cpu_seconds=5)
+    watched.poll()
+    kept = watched.exporter._dump()
+
+    def newer() -> Iterator[tuple[str, str, Any]]:
+        for what, name, dumped in kept:
+            if name == "runs":
+                dumped["lives"][run.run_id]["of_tomorrow"] = 1
+            elif name == "resources":
+                dumped[0][-1]["of_tomorrow"] = 1
+            yield what, name, dumped
+
+    watched.exporter._dump = newer  # type: ignore[method-assign]
+    watched.exporter.save()
+    second = watched.again().start()
+    event("PIPELINE_START", run.run_id)
+    second.poll()
+    assert second.value("dagster_runs_created_total") == 1
+    assert second.value("dagster_run_cpu_seconds_total") == 5
+
+
+def test_more_runs_under_way_than_are_remembered_are_created_once(
+    watched: Watched, event: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(runs_module, "MAX_REMEMBERED", 10)
+    for kind in ("PIPELINE_ENQUEUED", "PIPELINE_STARTING", "PIPELINE_START", "PIPELINE_SUCCESS"):
+        for number in range(30):
+            event(kind, f"r{number}")
+        watched.poll()
+        watched.exporter.save()
+        watched = watched.again().start()
+
+    event("PIPELINE_START", "without a queue")
+    watched.poll()
+    assert watched.value("dagster_runs_created_total") == 31
+    assert watched.value("dagster_runs_completed_total", status="success") == 30
+
+
 def test_room_on_volumes_is_as_the_last_run_saw_it_and_stays_over_a_restart(
     watched: Watched, instance: dg.DagsterInstance
 ):
@@ -144,6 +212,24 @@ def test_room_on_volumes_is_as_the_last_run_saw_it_and_stays_over_a_restart(
     assert watched.value("millrace_volume_size_bytes", volume="lake") == 1000
     watched.exporter.save()
     assert watched.again().start().value("millrace_volume_free_bytes", volume="logs") == 1
+
+
+def test_a_volume_of_which_no_run_has_told_for_a_day_is_gone(settings: Settings, instance: dg.DagsterInstance):
+    now = [time.time()]
+    watched = Watched(settings, clock=lambda: now[0]).start()
+    run = instance.create_run_for_job(_job())
+    sample(instance, run, working_set=1, volumes={"old": [1, 1000]})
+    watched.poll()
+    now[0] += 80_000
+    watched.poll()
+    assert watched.value("millrace_volume_free_bytes", volume="old") == 1
+    watched.exporter.save()
+
+    now[0] += 10_000
+    watched.database.close()
+    second = Watched(settings, clock=lambda: now[0]).start()
+    assert second.value("millrace_volume_free_bytes", volume="old") is None
+    assert second.value("millrace_volume_size_bytes", volume="old") is None
 
 
 def test_a_run_that_ran_out_of_memory_has_that_reason_whoever_noticed(watched: Watched, instance: dg.DagsterInstance):
@@ -279,12 +365,12 @@ def test_a_job_and_an_asset_that_take_twice_as_long_as_usual_are_told_by_how_muc
 ):
     sql(
         """INSERT INTO event_logs (run_id, event, dagster_event_type, step_key, asset_key, timestamp)
-           SELECT 'run-' || n, '{}', kind, CASE WHEN kind IN ('STEP_START', 'ASSET_MATERIALIZATION') THEN 'make' END,
+           SELECT 'run-' || n, '{}', kind, CASE WHEN kind NOT LIKE 'PIPELINE%' THEN 'make' END,
                   CASE kind WHEN 'ASSET_MATERIALIZATION' THEN '["made"]' END,
                   to_timestamp(1700000000 + 1000 * n + CASE WHEN ends THEN CASE WHEN n > 40 THEN 200 ELSE 100 END ELSE 0 END)
                     AT TIME ZONE 'UTC'
            FROM generate_series(1, 50) n, (VALUES (1, 'PIPELINE_START', false), (2, 'STEP_START', false),
-                  (3, 'ASSET_MATERIALIZATION', true), (4, 'PIPELINE_SUCCESS', true)) AS line (place, kind, ends)
+                  (3, 'ASSET_MATERIALIZATION', true), (4, 'STEP_SUCCESS', true), (5, 'PIPELINE_SUCCESS', true)) AS line (place, kind, ends)
            ORDER BY n, place"""
     )
     watched.poll()
@@ -300,8 +386,31 @@ def test_a_job_and_an_asset_that_take_twice_as_long_as_usual_are_told_by_how_muc
         assert zscore > 4, what
 
 
-def test_an_asset_with_half_its_usual_rows_is_far_from_them(watched: Watched, instance: dg.DagsterInstance):
-    for rows in (*(1000 + number % 3 for number in range(12)), 500):
+def test_assets_of_one_step_each_take_as_long_as_they_tell(watched: Watched, event: Callable[..., None]):
+    def made(number: int, asset: str, seconds: float) -> None:
+        entries = [{"label": "Execution Duration", "entry_data": {"value": seconds}}]
+        body = {"dagster_event": {"event_specific_data": {"materialization": {"metadata_entries": entries}}}}
+        event(
+            "ASSET_MATERIALIZATION", f"r{number}", at=10, step="dbt", asset=json.dumps([asset]), body=json.dumps(body)
+        )
+
+    for number in range(30):
+        event("ASSET_MATERIALIZATION_PLANNED", f"r{number}", at=0, step="dbt", asset='["skipped"]')
+        event("STEP_START", f"r{number}", at=0, step="dbt")
+        made(number, "slow", 7.0)
+        made(number, "swift", 2.0)
+        event("STEP_SUCCESS", f"r{number}", at=100, step="dbt")
+    watched.poll()
+
+    assert watched.value("dagster_asset_duration_baseline_seconds", asset_key="slow") == pytest.approx(7)
+    assert watched.value("dagster_asset_duration_baseline_seconds", asset_key="swift") == pytest.approx(2)
+    assert watched.value("dagster_asset_duration_baseline_runs", asset_key="skipped") is None
+
+
+def test_an_asset_with_half_its_usual_rows_is_far_from_them_and_what_is_no_count_is_left_out(
+    watched: Watched, instance: dg.DagsterInstance
+):
+    for rows in (-5, float("nan"), *(1000 + number % 3 for number in range(12)), float("inf"), 500, -1):
         instance.report_runless_asset_event(dg.AssetMaterialization("made", metadata={"dagster/row_count": rows}))
     watched.poll()
 

@@ -211,7 +211,7 @@ def test_a_stream_has_its_sums_and_its_limit_before_its_first_load_and_loses_the
     def node(*path: str, **metadata: float) -> dict[str, Any]:
         entries = [{"label": label, "floatValue": value} for label, value in metadata.items()]
         return {"assetKey": {"path": list(path)}, "groupName": "raw", "kinds": [], "owners": [],
-                "isMaterializable": True, "metadataEntries": entries}  # fmt: skip
+                "isMaterializable": True, "metadataEntries": entries, "assetChecksOrError": {"checks": []}}  # fmt: skip
 
     nodes = [
         node("raw", "shop", "sales", max_age_hours=26.0),

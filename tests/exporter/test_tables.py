@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 import dagster as dg
+import psycopg2
 import pytest
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
 from dagster._core.scheduler.instigation import (
@@ -19,11 +20,13 @@ from dagster._daemon.types import DaemonHeartbeat
 from dagster._utils.error import SerializableErrorInfo
 
 from pipeline.cgroup import Usage
+from pipeline.errors import ConfigError
 from pipeline.lake.connection import Lake
 from pipeline.operate.database import connect
 from pipeline.operate.service_memory import tell
 from pipeline.settings import Settings
-from tests.exporter.conftest import Watched
+from tests.conftest import administrators_url
+from tests.exporter.conftest import NOTHING, Watched
 
 EVERY_MINUTE = {"type": "schedule", "name": "every_minute", "code_location": "here"}
 
@@ -70,6 +73,25 @@ def test_a_tick_is_counted_once_when_it_ends(watched: Watched, schedule: Callabl
     assert watched.value("dagster_tick_last_timestamp_seconds", **EVERY_MINUTE) == pytest.approx(time.time(), abs=60)
 
 
+def test_ticks_and_backfills_of_tables_that_were_emptied_are_counted_on(
+    watched: Watched, schedule: Callable[..., Callable[[], object]], sql: Callable[..., None]
+):
+    backfill = "INSERT INTO bulk_actions (key, status, timestamp, action_type) VALUES (md5(random()::text), 'COMPLETED_SUCCESS', now(), 'x')"
+    for _ in range(3):
+        schedule(TickStatus.FAILURE)()
+        sql(backfill)
+    watched.poll()
+    sql("TRUNCATE job_ticks, bulk_actions RESTART IDENTITY")
+    watched.poll()
+    schedule(TickStatus.SUCCESS)()
+    sql(backfill)
+    watched.poll()
+
+    assert watched.value("dagster_ticks_total", **EVERY_MINUTE, status="failure") == 3
+    assert watched.value("dagster_ticks_total", **EVERY_MINUTE, status="success") == 1
+    assert watched.value("dagster_backfills_completed_total", status="completed_success") == 4
+
+
 def test_failures_in_a_row_end_with_a_success_and_a_restart_forgets_no_open_tick(
     watched: Watched, schedule: Callable[..., Callable[[], object]]
 ):
@@ -88,14 +110,61 @@ def test_failures_in_a_row_end_with_a_success_and_a_restart_forgets_no_open_tick
     assert second.value("dagster_tick_consecutive_failures", **EVERY_MINUTE) == 0
 
 
+def test_a_tick_that_failed_and_is_tried_again_ends_as_it_does_in_the_end(
+    watched: Watched, schedule: Callable[..., Callable[[], object]], sql: Callable[..., None]
+):
+    schedule(TickStatus.FAILURE)()
+    watched.poll()
+    watched.poll()
+    assert watched.value("dagster_ticks_total", **EVERY_MINUTE, status="failure") == 1
+    watched.exporter.save()
+
+    second = watched.again().start()
+    sql("UPDATE job_ticks SET status = 'STARTED'")
+    second.poll()
+    sql("UPDATE job_ticks SET status = 'SUCCESS'")
+    second.poll()
+    second.poll()
+    assert second.value("dagster_ticks_total", **EVERY_MINUTE, status="failure") == 1
+    assert second.value("dagster_ticks_total", **EVERY_MINUTE, status="success") == 1
+    assert second.value("dagster_tick_consecutive_failures", **EVERY_MINUTE) == 0
+
+    schedule(TickStatus.FAILURE)()
+    schedule(TickStatus.SUCCESS)()
+    second.poll()
+    sql("UPDATE job_ticks SET status = 'SUCCESS' WHERE status = 'FAILURE'")  # not the newest any more
+    second.poll()
+    assert second.value("dagster_ticks_total", **EVERY_MINUTE, status="success") == 2
+
+
 def test_daemons_tell_when_they_were_alive(watched: Watched, instance: dg.DagsterInstance):
     now = time.time()
     instance.add_daemon_heartbeat(DaemonHeartbeat(now, "SENSOR", "id", []))
     watched.poll()
 
-    beat = watched.value("dagster_daemon_last_heartbeat_timestamp_seconds", daemon_type="SENSOR", required="true")
+    beat = watched.value("dagster_daemon_last_heartbeat_timestamp_seconds", daemon_type="SENSOR")
     assert beat == pytest.approx(now)
     assert watched.value("dagster_daemon_heartbeat_errors", daemon_type="SENSOR") == 0
+
+
+def test_a_daemon_that_is_required_and_never_reported_is_as_old_as_the_requirement_even_after_a_restart(
+    settings: Settings, instance: dg.DagsterInstance
+):
+    now = [1e9]
+    instance.add_daemon_heartbeat(DaemonHeartbeat(5e8, "BACKFILL", "id", []))  # of an instance that ran one once
+    watched = Watched(settings, clock=lambda: now[0])
+    statuses = [{"daemonType": kind, "required": kind == "SENSOR"} for kind in ("SENSOR", "BACKFILL")]
+    watched.workspace = {**NOTHING, "instance": {"daemonHealth": {"allDaemonStatuses": statuses}}}
+    watched.start()
+    now[0] += 600
+    watched.poll()
+    watched.exporter.save()
+    second = watched.again().start()
+
+    for each, required in (("SENSOR", 1e9), ("BACKFILL", None)):
+        name = "dagster_daemon_last_heartbeat_timestamp_seconds"
+        assert watched.value(name, daemon_type=each, required="true") == required
+    assert second.value("dagster_daemon_last_heartbeat_timestamp_seconds", required="true") == 1e9
 
 
 def test_pools_tell_their_slots_and_who_waits(watched: Watched, instance: dg.DagsterInstance):
@@ -145,16 +214,44 @@ def test_the_database_tells_its_size_its_sessions_and_the_last_backup(settings: 
     assert (watched.value("millrace_postgres_max_connections") or 0) >= 20
 
 
+def test_sessions_of_all_other_databases_of_the_server_count_towards_its_limit(settings: Settings):
+    with closing(psycopg2.connect(administrators_url(settings), dbname="postgres")):
+        watched = Watched(settings).start()
+
+    assert (watched.value("millrace_postgres_connections", database="other") or 0) >= 1
+    assert watched.value("millrace_postgres_connections", database="postgres") is None
+
+
+def test_backups_that_are_expected_have_a_limit_and_an_age_before_the_first_which_a_restart_does_not_renew(
+    settings: Settings, sql: Callable[..., None]
+):
+    now = [1e9]
+    expecting = settings.model_copy(update={"backup_max_age_seconds": 7200})
+    watched = Watched(expecting, clock=lambda: now[0]).start()
+    now[0] += 100
+    watched.exporter.save()
+    second = watched.again().start()
+
+    assert second.value("millrace_threshold_backup_age_seconds") == 7200
+    assert second.value("millrace_backup_expected_since_timestamp_seconds") == 1e9
+    assert second.value("millrace_backup_last_success_timestamp_seconds") is None
+    second.exporter.save()
+    third = Watched(settings).start()  # where none are expected any more
+    assert third.value("millrace_backup_expected_since_timestamp_seconds") is None
+    assert third.value("millrace_threshold_backup_age_seconds") is None
+
+
 def test_the_lake_tells_its_tables_as_they_are_now(settings: Settings, lake: Lake):
     lake.query("CREATE SCHEMA raw")
     lake.query("CREATE TABLE raw.t AS SELECT range AS n FROM range(1000)")
     lake.query("CREATE TABLE raw.gone AS SELECT 1 AS n")
     lake.query("DROP TABLE raw.gone")
+    lake.query("DELETE FROM raw.t WHERE n < 400")
     watched = Watched(settings).start()
 
     assert watched.value("millrace_lake_tables") == 1
-    assert watched.value("millrace_lake_table_rows", schema="raw", table="t") == 1000
-    assert watched.value("millrace_lake_table_files", schema="raw", table="t") == 1
+    assert watched.value("millrace_lake_table_rows", schema="raw", table="t") == 600
+    assert watched.value("millrace_lake_table_files", schema="raw", table="t") == 2  # with that of the deletes
     assert (watched.value("millrace_lake_table_bytes", schema="raw", table="t") or 0) > 100
     assert (watched.value("millrace_lake_snapshots") or 0) >= 4
     assert watched.value("millrace_lake_last_snapshot_timestamp_seconds") == pytest.approx(time.time(), abs=60)
@@ -172,6 +269,18 @@ def test_thresholds_are_what_the_settings_say(settings: Settings):
     assert watched.value("millrace_threshold_unavailable_seconds") == 120
     assert watched.value("millrace_slo_success_ratio") == 0.999
     assert watched.value("dagster_exporter_build_info", version="test") == 1
+
+
+@pytest.mark.parametrize(("ratio", "is_taken"), [("0.93", False), ("0.9306", True)])
+def test_a_promise_that_could_be_broken_without_an_alert_is_refused(
+    monkeypatch: pytest.MonkeyPatch, ratio: str, is_taken: bool
+):
+    monkeypatch.setenv("MILLRACE_SLO_SUCCESS_RATIO", ratio)
+    if is_taken:
+        assert Settings.load().slo_success_ratio == float(ratio)
+    else:
+        with pytest.raises(ConfigError, match=r"MILLRACE_SLO_SUCCESS_RATIO.* at least 0\.9306 is wanted"):
+            Settings.load()
 
 
 def test_memory_of_services_is_that_of_the_copy_that_is_closest_to_its_limit_and_ends_with_it(

@@ -124,6 +124,58 @@ def test_an_end_that_two_report_is_counted_once_even_over_a_restart(watched: Wat
     assert second.value("dagster_runs_completed_total", status="failure") == 1
 
 
+def test_a_standby_that_took_over_without_the_newest_events_gives_their_ids_to_others_and_these_are_counted(
+    watched: Watched, sql: Callable[..., None], event: Callable[..., None], end_session: Callable[[], None]
+):
+    for number in range(5):
+        event("PIPELINE_SUCCESS", f"r{number}", at=1_700_000_000.0 + number)
+    watched.poll()
+    sql("DELETE FROM event_logs WHERE run_id IN ('r2', 'r3', 'r4')")
+    sql("SELECT setval('event_logs_id_seq', (SELECT max(id) FROM event_logs))")
+    for number in range(4):
+        event("PIPELINE_SUCCESS", f"new{number}", at=1_700_000_100.0 + number)
+    end_session()
+
+    assert not watched.exporter.poll()
+    watched.poll()
+    assert successes(watched) == 9
+
+
+def test_a_gap_of_more_ids_than_may_be_looked_for_is_told(
+    watched: Watched, sql: Callable[..., None], event: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tail_module, "MAX_GAPS", 10)
+    event("PIPELINE_SUCCESS", "before")
+    watched.poll()
+    sql("SELECT setval('event_logs_id_seq', (SELECT max(id) + 1000 FROM event_logs))")
+    event("PIPELINE_SUCCESS", "after")
+    watched.poll()
+
+    assert watched.value("dagster_exporter_gaps_pending") == 10
+    assert watched.value("dagster_exporter_gaps_abandoned_total") == 990
+    sql("INSERT INTO event_logs (id, run_id, event, dagster_event_type) VALUES ("
+        "(SELECT max(id) - 1 FROM event_logs), 'late', '{}', 'PIPELINE_SUCCESS')")  # fmt: skip
+    watched.poll()
+    assert successes(watched) == 3
+
+
+def test_who_is_far_behind_shows_how_far_in_between_and_a_start_counts_up_to_the_present(
+    watched: Watched, event: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tail_module, "PAGE", 10)
+    monkeypatch.setattr(tail_module, "MAX_PAGES", 1)
+    watched.exporter.save()
+    for number in range(35):
+        event("PIPELINE_SUCCESS", f"r{number}")
+    watched.poll()
+    assert successes(watched) == 10
+    assert watched.value("dagster_exporter_event_cursor_lag") == 25
+    watched.poll()
+    assert watched.value("dagster_exporter_event_cursor_lag") == 15
+
+    assert successes(watched.again().start()) == 35
+
+
 def test_a_wiped_log_is_counted_on_from_its_new_start(
     watched: Watched, sql: Callable[..., None], event: Callable[..., None]
 ):
@@ -204,6 +256,26 @@ def test_a_line_that_dagster_would_not_write_is_counted_as_far_as_it_goes(
     assert successes(watched) == 1
     assert watched.value("dagster_run_failures_total", reason="unknown") == 1
     assert watched.value("dagster_exporter_gaps_pending") == 0
+
+
+def test_an_event_that_cannot_be_counted_takes_no_other_with_it_and_shows_in_the_age_of_its_figures(
+    settings: Settings, event: Callable[..., None]
+):
+    now = [1e9]
+    watched = Watched(settings, clock=lambda: now[0]).start()
+    odd = '{"dagster_event": {"event_specific_data": {"materialization": {"metadata_entries": [7]}}}}'
+    event("ASSET_MATERIALIZATION", asset='["a"]')
+    event("ASSET_MATERIALIZATION", asset='["b"]', body=odd)
+    event("ASSET_MATERIALIZATION", asset='["c"]')
+    now[0] += 15
+    assert not watched.exporter.poll()
+
+    assert [watched.value("dagster_asset_materializations_total", asset_key=key) for key in "abc"] == [1, None, 1]
+    assert watched.value("dagster_exporter_poll_errors_total", collector="assets") == 1
+    assert watched.value("dagster_exporter_last_success_timestamp_seconds", collector="assets") == 1e9
+    now[0] += 15
+    watched.poll()
+    assert watched.value("dagster_exporter_last_success_timestamp_seconds", collector="assets") == 1e9 + 30
 
 
 def test_an_answer_of_another_shape_stops_one_collector_and_no_other(watched: Watched, event: Callable[..., None]):

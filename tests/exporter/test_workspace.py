@@ -4,14 +4,19 @@ import copy
 import json
 import subprocess
 import sys
+import threading
+import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pipeline.errors import ConfigError, ServiceError
+from pipeline.exporter import workspace as workspace_module
 from pipeline.exporter.metrics import OTHER
 from pipeline.exporter.workspace import ask_webserver
+from pipeline.settings import Settings
 from tests.exporter.conftest import Watched
 from tests.receivers import webhook
 
@@ -97,15 +102,49 @@ def test_jobs_assets_and_schedules_have_their_series_before_anything_happens(wat
     assert watched.value("dagster_instigator_running", name="off") == 0
 
 
+def test_a_check_has_its_sums_before_it_is_made_and_one_that_is_gone_does_not_fail_for_ever(
+    watched: Watched, answer: dict[str, Any], event: Callable[..., None]
+):
+    watched.workspace = answer
+    at(watched, 1e12)
+    sums = {"asset_key": "made", "check": "holds"}
+    for severity in ("warn", "error"):
+        assert watched.value("dagster_asset_check_evaluations_total", **sums, result="failed", severity=severity) == 0
+
+    for check in ("holds", "renamed"):
+        found = {
+            "asset_key": {"path": ["made"]},
+            "check_name": check,
+            "success": False,
+            "severity": {"__enum__": "ERROR"},
+        }
+        event("ASSET_CHECK_EVALUATION", body=json.dumps({"dagster_event": {"event_specific_data": found}}))
+    watched.poll()
+    assert watched.value("dagster_asset_check_last_passed", check="renamed") == 0
+    entries = answer["workspaceOrError"]["locationEntries"]
+    entries.append({"name": "broken", "updatedTimestamp": 0.0, "locationOrLoadError": {"__typename": "PythonError"}})
+    at(watched, 2e12)
+    assert watched.value("dagster_asset_check_last_passed", check="renamed") == 0  # the other location may have it
+
+    entries.pop()
+    at(watched, 3e12)
+    at(watched, 4e12)  # checks are asked for once the locations are others
+    assert watched.value("dagster_asset_check_last_passed", check="renamed") is None
+    assert watched.value("dagster_asset_check_evaluations_total", check="renamed") is None
+    assert watched.value("dagster_asset_check_last_passed", check="holds") == 0
+
+
 def test_a_schedule_that_is_on_tells_when_it_was_to_tick_once_that_is_past(watched: Watched, answer: dict[str, Any]):
     watched.workspace = answer
     (repository,) = answer["workspaceOrError"]["locationEntries"][0]["locationOrLoadError"]["repositories"]
     (tick,) = (each["scheduleState"]["nextTick"] for each in repository["schedules"] if each["name"] == "on")
+    assert tick["timestamp"] > time.time() - 600
+    tick["timestamp"] = 1.5e12  # as of an answer that this minute does not end
     at(watched, 1e12)
     assert watched.value("dagster_schedule_expected_tick_timestamp_seconds", name="on") is None
 
     at(watched, 2e12)
-    assert watched.value("dagster_schedule_expected_tick_timestamp_seconds", name="on") == tick["timestamp"]
+    assert watched.value("dagster_schedule_expected_tick_timestamp_seconds", name="on") == 1.5e12
     assert watched.value("dagster_schedule_expected_tick_timestamp_seconds", name="off") is None
 
 
@@ -153,3 +192,54 @@ def test_a_password_in_the_webservers_address_is_in_no_error():
     with pytest.raises(ConfigError, match="MILLRACE_WEBSERVER_URL is no address") as refused:
         ask_webserver(nowhere)
     assert "T0p-S3cret" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_the_limits_that_definitions_declare_outlive_a_restart_and_a_location_that_does_not_load(
+    watched: Watched, answer: dict[str, Any]
+):
+    watched.workspace = answer
+    at(watched, 1e12)
+    watched.exporter.save()
+
+    second = watched.again().start()  # its webserver tells of a location that is broken
+    assert second.value("dagster_job_slow_threshold_seconds", job_name="quick") == 30
+    assert second.value("dagster_asset_max_age_seconds", asset_key="made") == 26 * 3600
+
+
+def test_a_webserver_that_never_answered_since_the_start_has_an_age_that_a_restart_does_not_renew(settings: Settings):
+    now = [1e9]
+    watched = Watched(settings, clock=lambda: now[0])
+    watched.workspace = {"workspaceOrError": {"message": "away"}}
+    watched.start()
+    now[0] += 60
+    assert not watched.exporter.poll()
+    watched.exporter.save()
+    second = watched.again()
+    second.workspace = watched.workspace
+    second.start()
+
+    assert second.value("dagster_exporter_last_success_timestamp_seconds", collector="workspace") == 1e9
+
+
+def test_a_webserver_that_hangs_holds_up_no_poll_and_its_answer_is_shown_when_it_comes(
+    settings: Settings, answer: dict[str, Any], event: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(workspace_module, "WAIT_SECONDS", 0.01)
+    watched, answers = Watched(settings), threading.Event()
+    watched.workspace = answer
+
+    def ask(_: str) -> dict[str, Any]:
+        answers.wait(10)
+        return answer
+
+    watched.ask = ask  # type: ignore[method-assign]
+    watched.start()
+    event("PIPELINE_SUCCESS")
+    assert not watched.exporter.poll()
+    assert watched.value("dagster_runs_completed_total", status="success") == 1
+    assert watched.value("dagster_exporter_poll_errors_total", collector="workspace") == 2
+    answers.set()
+    (thread,) = (each for each in threading.enumerate() if each.name == "workspace")
+    thread.join()
+    watched.poll()
+    assert watched.value("dagster_code_location_loaded", **HERE) == 1

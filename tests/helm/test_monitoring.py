@@ -840,6 +840,23 @@ def test_the_exporter_knows_the_alertmanager_whose_silences_hold(settings: str, 
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [
+        ("backup.enabled=true", "129600"),
+        ("backup.enabled=true,backup.maxAgeSeconds=7000000", "7000000"),
+        ("backup.enabled=false", None),
+    ],
+)
+def test_the_exporter_knows_how_old_a_backup_may_be_where_they_are_made(settings: str, seconds: str | None):
+    (container,) = render("default", settings).named("Deployment", "millrace-exporter")["spec"]["template"]["spec"][
+        "containers"
+    ]
+
+    found = {each["name"]: each.get("value") for each in container["env"]}
+    assert found.get("MILLRACE_BACKUP_MAX_AGE_SECONDS") == seconds
+
+
 def test_the_exporter_is_restarted_for_silence_alone():
     (container,) = render("default").named("Deployment", "millrace-exporter")["spec"]["template"]["spec"]["containers"]
 

@@ -1,4 +1,4 @@
-"""The database itself: sizes of Dagster's tables, sessions and their limit, and the last backup that succeeded."""
+"""The database itself: sizes of Dagster's tables, sessions and their limit."""
 
 from pipeline.exporter.database import Database
 from pipeline.exporter.metrics import Registry
@@ -7,10 +7,10 @@ from pipeline.exporter.topic import Topic
 EVERY_SECONDS = 60.0
 
 
-class Storage(Topic):
+class Postgres(Topic):
     """Read every minute: sizes are asked of the file system."""
 
-    name = "storage"
+    name = "postgres"
 
     def __init__(self, registry: Registry) -> None:
         self.bytes = registry.gauge(
@@ -19,12 +19,12 @@ class Storage(Topic):
         self.rows = registry.gauge(
             "dagster_storage_rows_estimate", "Rows of the table, as the planner guesses.", ["relation"]
         )
-        self.connections = registry.gauge("millrace_postgres_connections", "Sessions of the server.", ["database"])
-        self.max_connections = registry.gauge("millrace_postgres_max_connections", "Sessions that the server admits.")
-        self.backup = registry.gauge(
-            "millrace_backup_last_success_timestamp_seconds", "When the last backup that succeeded had been written."
+        self.connections = registry.gauge(
+            "millrace_postgres_connections",
+            "Sessions of the server: of dagster, of lake, and of all its other databases together.",
+            ["database"],
         )
-        self.backup_bytes = registry.gauge("millrace_backup_last_bytes", "Size of that backup.")
+        self.max_connections = registry.gauge("millrace_postgres_max_connections", "Sessions that the server admits.")
         self._read_at = 0.0
 
     def poll(self, database: Database, now: float) -> None:
@@ -36,18 +36,13 @@ class Storage(Topic):
                WHERE n.nspname = 'public' AND c.relkind = 'r'"""
         )
         sessions = database.rows(
-            "SELECT datname, numbackends FROM pg_stat_database WHERE datname = ANY(%s)", ["dagster", "lake"]
+            "SELECT CASE WHEN datname = ANY(%s) THEN datname ELSE 'other' END, sum(numbackends)::float8 "
+            "FROM pg_stat_database WHERE datname IS NOT NULL GROUP BY 1",
+            ["dagster", "lake"],
         )
         ((most,),) = database.rows("SELECT current_setting('max_connections')::int")
-        backups = database.rows(
-            "SELECT extract(epoch FROM finished_at)::float8, bytes FROM millrace.backups WHERE finished_at IS NOT NULL "
-            "ORDER BY finished_at DESC LIMIT 1"
-        )
         self.bytes.replace({(name,): size for name, size, _ in sizes})
         self.rows.replace({(name,): rows for name, _, rows in sizes})
         self.connections.replace({(name,): count for name, count in sessions})
         self.max_connections.set(most)
-        for at, size in backups:
-            self.backup.set(at)
-            self.backup_bytes.set(float(size or 0))
         self._read_at = now

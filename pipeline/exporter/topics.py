@@ -31,7 +31,7 @@ def build_topics(registry: Registry, settings: Settings, ask: Ask) -> Sequence[T
     thresholds.publish(registry, settings)
     prices.publish(registry, settings)
     runs, steps, ticks, daemons = Runs(registry), Steps(registry), Ticks(registry), Daemons(registry)
-    resources = Resources(registry, runs)
+    resources, volumes = Resources(registry, runs), Volumes(registry)
     assets, checks, sources = Materializations(registry), AssetChecks(registry), Sources(registry)
     workspace = Workspace(
         registry, ask, runs=runs, steps=steps, resources=resources, assets=assets, checks=checks, sources=sources, ticks=ticks, daemons=daemons,
@@ -39,6 +39,6 @@ def build_topics(registry: Registry, settings: Settings, ask: Ask) -> Sequence[T
     )  # fmt: skip
     return (
         runs, steps, assets, checks, sources, ticks, daemons, Pools(registry), Backfills(registry), resources,
-        Volumes(registry), Services(registry), Postgres(registry), Backups(registry, settings), LakeTables(registry, Database(settings, "lake")),
+        volumes, Services(registry), Postgres(registry), Backups(registry, settings, volumes), LakeTables(registry, Database(settings, "lake")),
         Certificates(registry, settings), workspace,
     )  # fmt: skip

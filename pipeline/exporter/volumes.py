@@ -1,4 +1,4 @@
-"""Room on the volumes, as the runs that mount them tell it: the exporter mounts none."""
+"""Room on the volumes, as the runs and the backups that mount them tell it: the exporter mounts none."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from pipeline.exporter.metrics import Registry
 from pipeline.exporter.resources import sample_of
 from pipeline.exporter.topic import Batch, Topic
 
-FORGET_SECONDS = 86_400.0  # after the last run that told: the volume is gone, or no run mounts it any more
+FORGET_SECONDS = 86_400.0  # after it was told last: the volume is gone, or nobody mounts it any more
 
 
 class Volumes(Topic):
@@ -18,7 +18,9 @@ class Volumes(Topic):
 
     def __init__(self, registry: Registry) -> None:
         self.free = registry.last_value(
-            "millrace_volume_free_bytes", "Room that is left on the volume, when a run looked last.", ["volume"]
+            "millrace_volume_free_bytes",
+            "Room that is left on the volume, when a run or a backup looked last.",
+            ["volume"],
         )
         self.size = registry.last_value("millrace_volume_size_bytes", "Size of the volume.", ["volume"])
         self._told_at: dict[str, float] = {}
@@ -26,9 +28,13 @@ class Volumes(Topic):
     def count(self, batch: Batch) -> None:
         for event in batch.events:
             for volume, (free, size) in ((sample_of(event) or {}).get("volumes") or {}).items():
-                self.free.set(free, volume)
-                self.size.set(size, volume)
-                self._told_at[volume] = event.at
+                self.tell(volume, free, size, event.at)
+
+    def tell(self, volume: str, free: float, size: float, at: float) -> None:
+        """Take what one that mounts *volume* saw, bytes, at *at*."""
+        self.free.set(free, volume)
+        self.size.set(size, volume)
+        self._told_at[volume] = at
 
     def poll(self, database: Database, now: float) -> None:
         for (volume,) in list(self.free.series):

@@ -99,6 +99,9 @@ def backup(
         for other in removed:
             _remove(connection, store, other)
         _prune_files(store, settings)
+        if room := store.room():
+            tell = "UPDATE millrace.backups SET volume_free_bytes = %s, volume_bytes = %s WHERE name = %s"
+            _execute(connection, tell, *room, name)
     return Made(name, manifest, missing, tuple(removed))
 
 

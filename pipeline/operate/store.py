@@ -4,6 +4,7 @@ Names are relative to the location, with ``/`` between their parts. What the fil
 """
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -31,6 +32,9 @@ class Store(Protocol):
 
     def make(self) -> None:
         """Make the folder; a bucket must be there."""
+
+    def room(self) -> tuple[int, int] | None:
+        """Free and total bytes of the file system; None of a bucket."""
 
     def folders(self) -> list[str]:
         """The names of its folders, not of those inside them."""
@@ -98,6 +102,11 @@ class _Folder:
     def make(self) -> None:
         with self._errors("Making a folder"):
             self.path.mkdir(parents=True, exist_ok=True)
+
+    def room(self) -> tuple[int, int]:
+        with self._errors("Asking for the room"):
+            usage = shutil.disk_usage(self.path)
+        return usage.free, usage.total
 
     def folders(self) -> list[str]:
         with self._errors("Listing"):
@@ -179,6 +188,9 @@ class _Bucket:
 
     def make(self) -> None:
         pass
+
+    def room(self) -> None:
+        return None
 
     def folders(self) -> list[str]:
         with self._errors("Listing"):

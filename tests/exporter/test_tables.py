@@ -214,6 +214,23 @@ def test_the_database_tells_its_size_its_sessions_and_the_last_backup(settings: 
     assert (watched.value("millrace_postgres_max_connections") or 0) >= 20
 
 
+def test_the_last_backup_tells_what_its_volume_has_left_and_one_in_a_bucket_does_not(
+    settings: Settings, sql: Callable[..., None]
+):
+    add = "INSERT INTO millrace.backups VALUES (%s, 't', now(), %s, 10, %s, %s)"
+    sql(add, "old", "2026-01-01T00:00:00Z", 1, 2)
+    sql(add, "new", "2026-01-02T00:00:00Z", 300, 400)
+    watched = Watched(settings).start()
+    assert watched.value("millrace_volume_free_bytes", volume="backup") == 300
+    assert watched.value("millrace_volume_size_bytes", volume="backup") == 400
+
+    watched.exporter.save()
+    sql(add, "newest", "2026-01-03T00:00:00Z", None, None)
+    later = Watched(settings, clock=lambda: time.time() + 2 * 86_400)
+    later.start()
+    assert later.value("millrace_volume_free_bytes", volume="backup") is None
+
+
 def test_sessions_of_all_other_databases_of_the_server_count_towards_its_limit(settings: Settings):
     with closing(psycopg2.connect(administrators_url(settings), dbname="postgres")):
         watched = Watched(settings).start()

@@ -255,6 +255,9 @@ def test_the_manifest_says_what_was_backed_up(installation: Settings, tmp_path: 
     assert written["server"].startswith("16.")
     assert written["lake_path"] == installation.lake_path
     assert datetime.fromisoformat(written["started_at"]) < datetime.fromisoformat(written["finished_at"])
+    ((free, total),) = query(installation, "SELECT volume_free_bytes, volume_bytes FROM millrace.backups")
+    assert total == shutil.disk_usage(tmp_path).total
+    assert abs(free - shutil.disk_usage(tmp_path).free) < total / 10
 
 
 # the lake's files

@@ -26,12 +26,10 @@ MONTHS = "for m in $(seq 0 23); do f=$(date -d \"2023-01-01 +$m months\" +%Y-%m)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything here and in tests/faults, and what needs the shared release."""
+    """Mark everything here and in tests/faults."""
     for item in items:
         if item.path.is_relative_to(HERE) or item.path.is_relative_to(HERE.with_name("faults")):
             item.add_marker(pytest.mark.cluster)
-            if "release" in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.shared_release)
 
 
 @pytest.fixture(scope="session", autouse=True)

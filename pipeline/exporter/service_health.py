@@ -102,8 +102,7 @@ class Watch:
                 reason = "its heartbeats are in the database, which does not answer"
                 health = self._is("daemon", "degraded", now, name=kind, reason=reason, since=database.since)
             elif (kind, "true") not in errors:  # it told nothing yet: *at* is since when it is required
-                state: State = "down" if now - at > SILENT_SECONDS else "degraded"
-                health = self._is("daemon", state, now, name=kind, reason="it has never reported", since=at)
+                health = self._is("daemon", "down", now, name=kind, reason="it has never reported", since=at)
             elif now - at > SILENT_SECONDS:
                 health = self._is("daemon", "down", now, name=kind, reason=f"silent for {now - at:.0f} s", since=at)
             elif count:

@@ -60,24 +60,24 @@ def test_runs_that_fail_hang_or_need_much_memory_are_each_told_once_and_again_wh
     failing = [release.launch("flaky", location="trials", tags={"trials/fail": "yes"}) for _ in range(2)]
     passing = [release.launch("flaky", location="trials") for _ in range(3)]
 
-    found = firing(release, "MillraceRunSlow", seconds=180, job_name="hanging")
+    found = firing(release, "MillraceRunSlow", seconds=120, job_name="hanging")
     assert release.run(hanging)["status"] == "STARTED"  # it is told while the run is at work
     (alert,) = found["alerts"]
     assert alert["labels"]["severity"] == "warning"
     assert alert["labels"]["namespace"] == release.namespace
     assert alert["annotations"]["runbook_url"].endswith("/MillraceRunSlow.md")
     assert "hanging" in alert["annotations"]["description"]
-    found = firing(release, "MillraceRunMemoryHigh", seconds=180, job_name="hoarding")
+    found = firing(release, "MillraceRunMemoryHigh", seconds=120, job_name="hoarding")
     assert "9" in found["alerts"][0]["annotations"]["description"]  # per cent
     for run_id in failing:
         release.wait(run_id, "FAILURE")
     for run_id in (hanging, hoarding, *passing):
         release.wait(run_id, "SUCCESS")
-    found = firing(release, "MillraceFailureRateHigh", seconds=120, job_name="flaky")
+    found = firing(release, "MillraceFailureRateHigh", seconds=60, job_name="flaky")
     assert "40" in found["alerts"][0]["annotations"]["description"]
 
-    require_told_once(release, "MillraceRunSlow", seconds=120, job_name="hanging")
-    require_told_once(release, "MillraceRunMemoryHigh", seconds=120, job_name="hoarding")
+    require_told_once(release, "MillraceRunSlow", seconds=60, job_name="hanging")
+    require_told_once(release, "MillraceRunMemoryHigh", seconds=60, job_name="hoarding")
 
 
 def test_the_exporter_killed_twenty_times_while_runs_are_made_counts_them_all(release: Release):
@@ -97,11 +97,11 @@ def test_the_exporter_killed_twenty_times_while_runs_are_made_counts_them_all(re
     def counted() -> bool:
         return {key: count for key, count in figures(release).items() if count} == truth
 
-    until(counted, seconds=120, what="the exporter counts what the database has")
+    until(counted, seconds=60, what="the exporter counts what the database has")
     # Two failures of 23 are fewer than one of ten. While the exporter was away nothing was known of them.
     until(
         lambda: told(release, "MillraceFailureRateHigh", job_name="flaky")[-1]["status"] == "resolved",
-        seconds=180,
+        seconds=90,
         what="MillraceFailureRateHigh resolved",
     )
 

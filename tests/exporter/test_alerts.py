@@ -669,4 +669,4 @@ def test_what_nobody_took_for_an_hour_is_given_up(
 
     assert names(server)[-1] == "second"
     assert set(names(server)[:-1]) == {"first"}
-    assert caplog.text.count("'[FIRING:1] first' is given up") == 1
+    assert caplog.text.count("is given up") == 1

@@ -325,8 +325,10 @@ def webserver(arguments: tuple[str, ...]) -> None:
     """Run Dagster's UI; ARGUMENTS are those of `dagster-webserver`."""
     from dagster_webserver.cli import dagster_webserver
 
+    from pipeline.launch import sessions
     from pipeline.operate import service_memory
 
+    sessions.outlive_the_server()
     service_memory.start(_settings(database=False), "webserver")
     dagster_webserver.main(list(arguments), prog_name="dagster-webserver")
 

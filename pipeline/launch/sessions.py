@@ -12,6 +12,7 @@ from dagster._cli.utils import get_instance_for_cli
 from dagster._daemon import cli as daemon_cli
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import QueuePool
 
 STATEMENT_MILLISECONDS = 60_000
 RECYCLE_SECONDS = 3600
@@ -23,8 +24,13 @@ def pool(instance: DagsterInstance) -> None:
     instance.optimize_for_webserver(
         statement_timeout=STATEMENT_MILLISECONDS, pool_recycle=RECYCLE_SECONDS, max_overflow=AT_ONCE
     )
-    for storage in (instance.run_storage, instance.event_log_storage, instance.schedule_storage):
-        event.listen(storage._engine, "checkout", _check)  # type: ignore[union-attr]
+    outlive_the_server()
+
+
+def outlive_the_server() -> None:
+    """Let no query of this process fail because the server has ended a session that was kept."""
+    if not event.contains(QueuePool, "checkout", _check):
+        event.listen(QueuePool, "checkout", _check)
 
 
 def install() -> None:

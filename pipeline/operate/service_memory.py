@@ -37,8 +37,8 @@ def tell(connection: "psycopg2.extensions.connection", service: str, instance: s
 
 
 def start(settings: Settings, service: str) -> None:
-    """Tell it from now on, from a thread, if this process has a memory limit of its own."""
-    if read_usage().limit:
+    """Tell it from now on, from a thread, if this process has a container of its own with a memory limit."""
+    if settings.instance_dir and read_usage().limit:
         threading.Thread(target=_tell_for_ever, args=[settings, service], name="service memory", daemon=True).start()
 
 

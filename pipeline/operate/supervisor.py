@@ -288,7 +288,7 @@ def commands(settings: Settings, module: str) -> dict[str, list[str]]:
     return {
         CODE_SERVER: [*code_server, "--location-name", LOCATION, "--use-python-environment-entry-point"],
         DAEMON: ["-m", "dagster._daemon", "run", "-w", workspace],
-        WEBSERVER: ["-m", "dagster_webserver", "-h", HOST, "-p", ui_port, "-w", workspace],
+        WEBSERVER: ["-m", "pipeline", "serve", "webserver", "-h", HOST, "-p", ui_port, "-w", workspace],
         EXPORTER: ["-m", "pipeline", "serve", "metrics", "--host", HOST],
     }
 

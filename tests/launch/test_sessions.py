@@ -45,6 +45,19 @@ def test_queries_share_a_session_and_a_server_that_ended_it_fails_none(settings:
     assert instance.get_runs(RunsFilter()) == []
 
 
+def test_the_webserver_outlives_the_end_of_its_sessions(settings: Settings, instance: DagsterInstance):
+    sessions.outlive_the_server()
+    instance.optimize_for_webserver(60_000, pool_recycle=3600, max_overflow=20)  # as dagster-webserver does
+    instance.get_runs(RunsFilter())
+    instance.all_instigator_state()
+    instance.get_asset_keys()
+
+    assert end_all(settings) == 3  # of each of the storages
+    assert instance.get_runs(RunsFilter()) == []
+    assert list(instance.all_instigator_state()) == []
+    assert list(instance.get_asset_keys()) == []
+
+
 def test_without_it_nothing_is_kept(settings: Settings, instance: DagsterInstance):
     instance.get_runs(RunsFilter())
 

@@ -71,25 +71,33 @@ class Reaper:
         starting = self._instance.get_run_records(RunsFilter(statuses=[DagsterRunStatus.STARTING]))
         without_job = {record.dagster_run.run_id for record in starting} - jobs.keys()
         for record in starting:
-            starting_for = now - record.update_timestamp.timestamp()
-            if starting_for < START_SECONDS:
-                continue
             run = record.dagster_run
-            if run.run_id in without_job & self._without_job:
-                if self._had_a_job(run.run_id):
-                    why = "Its Job is gone: somebody deleted it. Launch the run again."
-                elif starting_for > LAUNCH_SECONDS + START_SECONDS:
-                    why = "No Job was made for it. Launch the run again."
-                else:  # the launcher may still be trying
-                    continue
-            else:
-                why = self._launcher.why_it_cannot_start(run)
-            if why:
+            if why := self._why_it_does_not_start(record, jobs.get(run.run_id), now):
                 self._instance.report_run_failed(run, f"The run's pod did not start. {why}")
                 reaped.failed.append(run.run_id)
         self._without_job = without_job
         reaped.cancelled = self._cancel_half_launched(now)
         return reaped
+
+    def _why_it_does_not_start(self, record: RunRecord, job: Mapping[str, Any] | None, now: float) -> str:
+        """Why a run that is starting never will, and what to do; empty while it still may."""
+        run, starting_for = record.dagster_run, now - record.update_timestamp.timestamp()
+        if job and not _is_active(job):  # what its pod had to say is in the database: the Job was read before the run
+            return self._launcher.why_it_cannot_start(run) or (
+                f"Its pod ended before it began to work, and is gone: preempted, evicted or deleted ({_last_word(job)}). "
+                "The run is retried if retries are on."
+            )
+        if starting_for < START_SECONDS:
+            return ""
+        if job:
+            return self._launcher.why_it_cannot_start(run)
+        if run.run_id not in self._without_job:
+            return ""
+        if self._had_a_job(run.run_id):
+            return "Its Job is gone: somebody deleted it. Launch the run again."
+        if starting_for > LAUNCH_SECONDS + START_SECONDS:
+            return "No Job was made for it. Launch the run again."
+        return ""  # the launcher may still be trying
 
     def _had_a_job(self, run_id: str) -> bool:
         events = self._instance.get_records_for_run(run_id, of_type=DagsterEventType.ENGINE_EVENT).records
@@ -137,6 +145,12 @@ def _run(period_seconds: float) -> None:
 def _is_active(job: Mapping[str, Any]) -> bool:
     conditions = job.get("status", {}).get("conditions") or ()
     return not any(each["type"] in ("Complete", "Failed") and each["status"] == "True" for each in conditions)
+
+
+def _last_word(job: Mapping[str, Any]) -> str:
+    """Of the Job's controller."""
+    ended = next(each for each in job["status"]["conditions"] if each["type"] in ("Complete", "Failed"))
+    return ": ".join(filter(None, (ended.get("reason"), ended.get("message")))) or str(ended["type"])
 
 
 def _is_over(record: RunRecord | None, now: float) -> bool:

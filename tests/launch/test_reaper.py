@@ -75,6 +75,26 @@ def test_a_pod_that_will_never_start_fails_its_run_in_time(
     assert any(says in entry.message for entry in instance.all_logs(run.run_id))
 
 
+FAILED = {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "it has ended"}], "failed": 1}  # fmt: skip
+KILLED = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+
+
+@pytest.mark.parametrize(
+    ("pods", "says"),
+    [([], "preempted, evicted or deleted (BackoffLimitExceeded: it has ended)"), ([pod(phase="Failed", state=KILLED)], "it ran out of memory")],
+)  # fmt: skip
+def test_a_pod_that_ended_before_it_began_to_work_fails_its_run_at_once(
+    reaper: Reaper, api: ApiServer, start: Start, instance: DagsterInstance, pods: list[dict[str, object]], says: str
+):
+    starting, at_work = start(DagsterRunStatus.STARTING), start()  # of the other the daemon's monitoring has to say it
+    for run in (starting, at_work):
+        api.jobs[f"dagster-run-{run.run_id}"] = job(run.run_id, **FAILED)
+    api.pods[:] = pods
+
+    assert reaper.run_pass(_soon(1)).failed == [starting.run_id]
+    assert any(says in entry.message for entry in instance.all_logs(starting.run_id))
+
+
 def test_a_pod_without_a_node_waits(reaper: Reaper, api: ApiServer, start: Start):
     run = start(DagsterRunStatus.STARTING)
     api.jobs[f"dagster-run-{run.run_id}"] = job(run.run_id, active=1)

@@ -20,16 +20,20 @@ from tests.conftest import LENT_CONNECTORS
 
 HERE = Path(__file__).parent
 MILLRACE = str(Path(sys.executable).with_name("millrace"))
-VALUES = ["--values", str(CHART / "example.yaml"), "--values", str(HERE / "trials.yaml")]
+LITTLE = ["--values", str(HERE / "requests.yaml")]
+VALUES = ["--values", str(CHART / "example.yaml"), "--values", str(HERE / "trials.yaml"), *LITTLE]
 PROMETHEUS_RULES = "prometheusrules.monitoring.coreos.com"
 MONTHS = "for m in $(seq 0 23); do f=$(date -d \"2023-01-01 +$m months\" +%Y-%m); printf 'id,month\\n1,%s\\n2,%s\\n' $f $f > /srv/example/data/months/$f.csv; done"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything here and in tests/faults."""
+    """Mark everything here and in tests/faults, and what needs the shared release; tests of alerts, which count seconds, last."""
     for item in items:
         if item.path.is_relative_to(HERE) or item.path.is_relative_to(HERE.with_name("faults")):
             item.add_marker(pytest.mark.cluster)
+            if "release" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.shared_release)
+    items.sort(key=lambda item: item.path.name == "test_alerts.py")
 
 
 @pytest.fixture(scope="session", autouse=True)

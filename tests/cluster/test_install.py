@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from pipeline.operate.schema import wanted_version
-from tests.cluster.conftest import trials_release
+from tests.cluster.conftest import LITTLE, trials_release
 from tests.cluster.release import Release, kubectl, until
 
 # Some revisions of Dagster's back: with another index, with which the running version works as well.
@@ -35,8 +35,8 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def test_two_releases_in_a_namespace_one_under_a_path_and_nothing_stays_but_volumes(namespace: str):
-    first, second = Release(namespace), Release(namespace, LONGEST)
-    first.values = ["--set", "webserver.pathPrefix=/data/runs,webserver.readOnly.enabled=true"]
+    under_a_path = ["--set", "webserver.pathPrefix=/data/runs,webserver.readOnly.enabled=true"]
+    first, second = Release(namespace, values=[*LITTLE, *under_a_path]), Release(namespace, LONGEST, LITTLE)
     first.install()
     second.helm("install")
 
@@ -69,7 +69,7 @@ def test_two_releases_in_a_namespace_one_under_a_path_and_nothing_stays_but_volu
 
 
 def test_a_server_that_cannot_be_reached_is_waited_for_and_named(namespace: str):
-    release = Release(namespace)
+    release = Release(namespace, values=LITTLE)
     kubectl("create", "namespace", namespace)
     secret = {
         "host": "nowhere",

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 import yaml
 
-from tests.cluster.conftest import HERE, configmap_of_trials
+from tests.cluster.conftest import HERE, LITTLE, configmap_of_trials
 from tests.cluster.release import Release, image_value, kubectl, until
 
 NAME = "millrace-production"
@@ -84,7 +84,7 @@ def production(needs_a_cluster: None, tmp_path: Path) -> Iterator[Release]:
     for name in ("postgres", "store"):
         kubectl("-n", SERVERS, "rollout", "status", f"deployment/{name}", "--timeout=110s")
     (tmp_path / "values.yaml").write_text(json.dumps(VALUES))
-    yield Release(NAME, values=["--values", str(tmp_path / "values.yaml")])
+    yield Release(NAME, values=[*LITTLE, "--values", str(tmp_path / "values.yaml")])
     Release(NAME).remove()
     kubectl("delete", "namespace", RUNS, SERVERS, "--wait=false")
 

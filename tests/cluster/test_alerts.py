@@ -26,7 +26,7 @@ def receiver(release: Release) -> Iterator[None]:
     kubectl("-n", release.namespace, "apply", "-f", "-", stdin=objects)
     kubectl("-n", release.namespace, "wait", "--for=condition=Ready", "pod/receiver", "--timeout=60s")
     yield
-    kubectl("-n", release.namespace, "delete", "-f", "-", stdin=objects, check=False)
+    kubectl("-n", release.namespace, "delete", "-f", "-", "--grace-period=1", stdin=objects, check=False)
 
 
 def told(release: Release, alert: str, **labels: str) -> list[dict[str, Any]]:
@@ -52,6 +52,26 @@ def require_told_once(release: Release, alert: str, *, seconds: float, **labels:
     until(lambda: len(told(release, alert, **labels)) >= 2, seconds=seconds, what=f"{alert} {labels} resolved")
     assert [group["status"] for group in told(release, alert, **labels)] == ["firing", "resolved"]
     assert all(len(group["alerts"]) == 1 for group in told(release, alert, **labels))
+
+
+def test_a_daemon_that_stops_is_told_once_and_again_when_it_is_back(release: Release):
+    daemon = f"deployment/{release.name}-daemon"
+    kubectl("-n", release.namespace, "scale", daemon, "--replicas=0")
+    try:
+        found = firing(release, "MillraceDaemonStale", seconds=300)
+        assert found["commonLabels"]["severity"] == "critical"
+    finally:
+        kubectl("-n", release.namespace, "scale", daemon, "--replicas=1")
+    release.pod("daemon")
+
+    def over() -> bool:
+        return told(release, "MillraceDaemonStale")[-1]["status"] == "resolved"
+
+    until(over, seconds=120, what="MillraceDaemonStale resolved")
+    groups = told(release, "MillraceDaemonStale")
+    assert len({group["groupKey"] for group in groups}) == 1  # of all that the daemon does
+    assert [group["status"] for group in groups].count("resolved") == 1
+    assert all(alert["labels"]["daemon_type"] for group in groups for alert in group["alerts"])
 
 
 def test_runs_that_fail_hang_or_need_much_memory_are_each_told_once_and_again_when_it_is_over(release: Release):
@@ -104,26 +124,6 @@ def test_the_exporter_killed_twenty_times_while_runs_are_made_counts_them_all(re
         seconds=90,
         what="MillraceFailureRateHigh resolved",
     )
-
-
-def test_a_daemon_that_stops_is_told_once_and_again_when_it_is_back(release: Release):
-    daemon = f"deployment/{release.name}-daemon"
-    kubectl("-n", release.namespace, "scale", daemon, "--replicas=0")
-    try:
-        found = firing(release, "MillraceDaemonStale", seconds=300)
-        assert found["commonLabels"]["severity"] == "critical"
-    finally:
-        kubectl("-n", release.namespace, "scale", daemon, "--replicas=1")
-    release.pod("daemon")
-
-    def over() -> bool:
-        return told(release, "MillraceDaemonStale")[-1]["status"] == "resolved"
-
-    until(over, seconds=120, what="MillraceDaemonStale resolved")
-    groups = told(release, "MillraceDaemonStale")
-    assert len({group["groupKey"] for group in groups}) == 1  # of all that the daemon does
-    assert [group["status"] for group in groups].count("resolved") == 1
-    assert all(alert["labels"]["daemon_type"] for group in groups for alert in group["alerts"])
 
 
 def figures(release: Release) -> dict[tuple[str, str], float]:

@@ -54,6 +54,7 @@ def dashboard() -> models.Dashboard:
                         "How many, and since when the oldest has been in its status.",
                         units.Seconds,
                         ["MillraceRunStuckQueued", "MillraceRunStuckStarting"],
+                        width=8,
                     ),
                     [*JOB_LABELS, Label("status", "Status")],
                     [
@@ -70,10 +71,21 @@ def dashboard() -> models.Dashboard:
                 ),
                 lines(
                     About(
+                        "Runs that a limit keeps waiting",
+                        "Queued runs that a limit of a tag or a pool keeps from starting, by limit.",
+                        units.Short,
+                        ["MillraceRunStuckQueued"],
+                        width=8,
+                    ),
+                    {"{{concurrency_key}}": "max by (concurrency_key) (dagster_run_queue_blocked_runs{HERE})"},
+                ),
+                lines(
+                    About(
                         "Longest run against its limit",
                         "How long the oldest run has been at work; at 100 % its job is slow.",
                         units.PercentUnit,
                         ["MillraceRunSlow"],
+                        width=8,
                     ),
                     {
                         BY_JOB: """(time() - dagster_run_oldest_status_timestamp_seconds{JOB, status="started"})

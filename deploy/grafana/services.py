@@ -309,7 +309,7 @@ def dashboard() -> models.Dashboard:
                 rows(
                     About(
                         "Pools",
-                        "Slots, steps that wait for one, and for how long the first has waited.",
+                        "Slots, steps or runs that wait for one, and for how long the first has waited.",
                         units.Short,
                         width=6,
                     ),

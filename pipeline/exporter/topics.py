@@ -15,6 +15,7 @@ from pipeline.exporter.metrics import Registry
 from pipeline.exporter.pools import Pools
 from pipeline.exporter.postgres import Postgres
 from pipeline.exporter.resources import Resources
+from pipeline.exporter.run_queue import RunQueue
 from pipeline.exporter.runs import Runs
 from pipeline.exporter.services import Services
 from pipeline.exporter.sources import Sources
@@ -33,12 +34,14 @@ def build_topics(registry: Registry, settings: Settings, ask: Ask) -> Sequence[T
     runs, steps, ticks, daemons = Runs(registry), Steps(registry), Ticks(registry), Daemons(registry)
     resources, volumes = Resources(registry, runs), Volumes(registry)
     assets, checks, sources = Materializations(registry), AssetChecks(registry), Sources(registry)
+    pools = Pools(registry)
+    queue = RunQueue(registry, pools)
     workspace = Workspace(
         registry, ask, runs=runs, steps=steps, resources=resources, assets=assets, checks=checks, sources=sources, ticks=ticks, daemons=daemons,
-        slow_after_seconds=settings.alert_slow_run_seconds,
+        queue=queue, slow_after_seconds=settings.alert_slow_run_seconds,
     )  # fmt: skip
     return (
-        runs, steps, assets, checks, sources, ticks, daemons, Pools(registry), Backfills(registry), resources,
+        runs, steps, assets, checks, sources, ticks, daemons, pools, queue, Backfills(registry), resources,
         volumes, Services(registry), Postgres(registry), Backups(registry, settings, volumes), LakeTables(registry, Database(settings, "lake")),
         Certificates(registry, settings), workspace,
     )  # fmt: skip

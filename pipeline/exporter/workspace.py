@@ -19,6 +19,7 @@ from pipeline.exporter.materializations import Materializations
 from pipeline.exporter.metrics import OTHER, Registry
 from pipeline.exporter.resources import Resources
 from pipeline.exporter.run_facts import UNKNOWN
+from pipeline.exporter.run_queue import RunQueue
 from pipeline.exporter.runs import Runs
 from pipeline.exporter.sources import Sources, stream_of
 from pipeline.exporter.steps import Steps
@@ -43,7 +44,8 @@ QUERY = """{
         metadataEntries { label ... on FloatMetadataEntry { floatValue } ... on IntMetadataEntry { intValue } }
         assetChecksOrError { ... on AssetChecks { checks { name } } } }
     } } } } } ... on PythonError { message } }
-  instance { daemonHealth { allDaemonStatuses { daemonType required } } runQueueConfig { maxConcurrentRuns } }
+  instance { daemonHealth { allDaemonStatuses { daemonType required } } runQueueConfig { maxConcurrentRuns tagConcurrencyLimitsYaml }
+    poolConfig { poolGranularity } }
 }"""
 
 # Of each asset it costs the webserver two statements.
@@ -71,6 +73,7 @@ class Workspace(Topic):
         sources: Sources,
         ticks: Ticks,
         daemons: Daemons,
+        queue: RunQueue,
         slow_after_seconds: float,
     ) -> None:
         location = ("code_location",)
@@ -108,7 +111,6 @@ class Workspace(Topic):
             f"A run of the job that takes longer is slow: tag {SLOW_AFTER}, or the setting.",
             ("code_location", "job_name"),
         )
-        self.queue_limit = registry.gauge("dagster_run_queue_limit_runs", "Runs that may be under way at once.")
         self._ask, self._asked_at, self._slow_after = ask, 0.0, slow_after_seconds
         self._thread: threading.Thread | None = None
         self._answer: dict[str, Any] | Exception = {}
@@ -116,6 +118,7 @@ class Workspace(Topic):
         self._failure = "The webserver has not answered yet."  # empty while its last answer is shown
         self._runs, self._steps, self._assets, self._checks = runs, steps, assets, checks
         self._resources, self._sources, self._ticks, self._daemons = resources, sources, ticks, daemons
+        self._queue = queue
         self._next: dict[tuple[str, str], float] = {}  # schedule → when it ticks next
         self._checks_of: dict[tuple[str, ...], float] | None = (
             None  # when each location was loaded whose checks are known
@@ -159,8 +162,7 @@ class Workspace(Topic):
     def _show(self, entries: list[dict[str, Any]], instance: dict[str, Any], now: float, *, with_checks: bool) -> None:
         daemons = instance["daemonHealth"]["allDaemonStatuses"]
         self._daemons.require({each["daemonType"] for each in daemons if each["required"]}, now)
-        if queue := instance.get("runQueueConfig"):
-            self.queue_limit.set(queue["maxConcurrentRuns"])
+        self._queue.configure(instance)
         self.loaded.replace({(entry["name"],): float(_repositories(entry) is not None) for entry in entries})
         self.updated.replace({(entry["name"],): entry["updatedTimestamp"] for entry in entries})
         broken = {entry["name"] for entry in entries if _repositories(entry) is None}

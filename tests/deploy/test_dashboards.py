@@ -319,7 +319,11 @@ def workspace(tmp_path: Path) -> Iterator[Callable[[], dict[str, Any]]]:
     def told() -> dict[str, Any]:
         assert process.wait(120) == 0
         found: dict[str, Any] = json.loads(answer.read_text())
-        found["instance"]["runQueueConfig"] = {"maxConcurrentRuns": 10}  # that of a test has no queue
+        limits = "- {key: team, limit: 1}"
+        found["instance"]["runQueueConfig"] = {  # that of a test has no queue
+            "maxConcurrentRuns": 10,
+            "tagConcurrencyLimitsYaml": limits,
+        }
         return found
 
     yield told

@@ -7,6 +7,7 @@ from contextlib import closing
 import dagster as dg
 import psycopg2
 import pytest
+import yaml
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
 from dagster._core.scheduler.instigation import (
     InstigatorState,
@@ -16,6 +17,7 @@ from dagster._core.scheduler.instigation import (
     TickData,
     TickStatus,
 )
+from dagster._core.storage.dagster_run import RunOpConcurrency
 from dagster._daemon.types import DaemonHeartbeat
 from dagster._utils.error import SerializableErrorInfo
 
@@ -180,6 +182,76 @@ def test_pools_tell_their_slots_and_who_waits(watched: Watched, instance: dg.Dag
     assert watched.value("dagster_pool_oldest_pending_timestamp_seconds", pool="api") == pytest.approx(
         time.time(), abs=60
     )
+
+
+@pytest.fixture
+def put_run(instance: dg.DagsterInstance, sql: Callable[..., None]) -> Callable[..., None]:
+    """Puts a run with these tags and pools into the database, in any status."""
+
+    def put(status: str, *, pools: tuple[str, ...] = (), **tags: str) -> None:
+        needs = (
+            RunOpConcurrency(root_key_counts={}, has_unconstrained_root_nodes=False, all_pools=set(pools))
+            if pools
+            else None
+        )
+        run = instance.add_run(dg.DagsterRun("job", tags=tags, run_op_concurrency=needs))
+        sql("UPDATE runs SET status = %s WHERE run_id = %s", status, run.run_id)
+
+    return put
+
+
+def test_pools_whose_slots_runs_take_tell_the_runs(
+    watched: Watched, instance: dg.DagsterInstance, put_run: Callable[..., None]
+):
+    for pool, slots in (("api", 1), ("idle", 2)):
+        instance.event_log_storage.set_concurrency_slots(pool, slots)
+    watched = with_instance(watched, poolConfig={"poolGranularity": "run"})
+    for status in ("STARTED", "QUEUED", "QUEUED", "SUCCESS"):
+        put_run(status, pools=("api", "without a limit"))
+    put_run("STARTING", pools=("idle",))
+    put_run("QUEUED", pools=("idle",))
+    watched.poll()
+
+    assert [watched.value("dagster_pool_slots_claimed", pool=pool) for pool in ("api", "idle")] == [1, 1]
+    assert [watched.value("dagster_pool_steps_pending", pool=pool) for pool in ("api", "idle")] == [2, 0]
+    assert watched.value("dagster_pool_oldest_pending_timestamp_seconds", pool="api") == pytest.approx(
+        time.time(), abs=60
+    )
+    assert watched.value("dagster_pool_oldest_pending_timestamp_seconds", pool="idle") is None
+    assert watched.value("dagster_run_queue_blocked_runs", concurrency_key="api") == 2
+    assert watched.value("dagster_run_queue_blocked_runs", concurrency_key="idle") == 0
+
+
+def test_queued_runs_beyond_a_limit_of_their_tags_are_counted_by_limit(watched: Watched, put_run: Callable[..., None]):
+    limits = [
+        {"key": "team", "limit": 3},
+        {"key": "team", "value": "a", "limit": 1},
+        {"key": "customer", "value": {"applyLimitPerUniqueValue": True}, "limit": 1},
+        {"key": "unused", "limit": 1},
+    ]
+    queue = {"maxConcurrentRuns": 10, "tagConcurrencyLimitsYaml": yaml.safe_dump(limits)}
+    watched = with_instance(watched, runQueueConfig=queue)
+    put_run("STARTED", team="a")
+    put_run("CANCELING", team="b")
+    for _ in range(3):
+        put_run("QUEUED", team="a")
+    for customer in ("x", "x", "y"):
+        put_run("QUEUED", customer=customer)
+    put_run("STARTED", customer="y")
+    put_run("SUCCESS", team="a", customer="x")
+    watched.poll()
+
+    # Of the team's three one may begin; of customer x one of two, of y none.
+    waiting = {"team": 2, "team=a": 3, "customer": 2, "unused": 0}
+    assert {key: watched.value("dagster_run_queue_blocked_runs", concurrency_key=key) for key in waiting} == waiting
+    assert watched.value("dagster_run_queue_limit_runs") == 10
+
+
+def with_instance(watched: Watched, **more: object) -> Watched:
+    """After a restart, at an instance of which the webserver says *more*."""
+    again = watched.again()
+    again.workspace = {**NOTHING, "instance": {**NOTHING["instance"], **more}}
+    return again.start()
 
 
 def test_a_backfill_is_counted_once_when_it_ends(watched: Watched, sql: Callable[..., None]):

@@ -54,26 +54,6 @@ def require_told_once(release: Release, alert: str, *, seconds: float, **labels:
     assert all(len(group["alerts"]) == 1 for group in told(release, alert, **labels))
 
 
-def test_a_daemon_that_stops_is_told_once_and_again_when_it_is_back(release: Release):
-    daemon = f"deployment/{release.name}-daemon"
-    kubectl("-n", release.namespace, "scale", daemon, "--replicas=0")
-    try:
-        found = firing(release, "MillraceDaemonStale", seconds=300)
-        assert found["commonLabels"]["severity"] == "critical"
-    finally:
-        kubectl("-n", release.namespace, "scale", daemon, "--replicas=1")
-    release.pod("daemon")
-
-    def over() -> bool:
-        return told(release, "MillraceDaemonStale")[-1]["status"] == "resolved"
-
-    until(over, seconds=120, what="MillraceDaemonStale resolved")
-    groups = told(release, "MillraceDaemonStale")
-    assert len({group["groupKey"] for group in groups}) == 1  # of all that the daemon does
-    assert [group["status"] for group in groups].count("resolved") == 1
-    assert all(alert["labels"]["daemon_type"] for group in groups for alert in group["alerts"])
-
-
 def test_runs_that_fail_hang_or_need_much_memory_are_each_told_once_and_again_when_it_is_over(release: Release):
     hanging = release.launch("hanging", location="trials", tags={"trials/seconds": "60"})
     hoarding = release.launch("hoarding", location="trials", tags={"trials/seconds": "60", "millrace/memory": "800Mi"})
@@ -124,6 +104,26 @@ def test_the_exporter_killed_twenty_times_while_runs_are_made_counts_them_all(re
         seconds=90,
         what="MillraceFailureRateHigh resolved",
     )
+
+
+def test_a_daemon_that_stops_is_told_once_and_again_when_it_is_back(release: Release):
+    daemon = f"deployment/{release.name}-daemon"
+    kubectl("-n", release.namespace, "scale", daemon, "--replicas=0")
+    try:
+        found = firing(release, "MillraceDaemonStale", seconds=300)
+        assert found["commonLabels"]["severity"] == "critical"
+    finally:
+        kubectl("-n", release.namespace, "scale", daemon, "--replicas=1")
+    release.pod("daemon")
+
+    def over() -> bool:
+        return told(release, "MillraceDaemonStale")[-1]["status"] == "resolved"
+
+    until(over, seconds=120, what="MillraceDaemonStale resolved")
+    groups = told(release, "MillraceDaemonStale")
+    assert len({group["groupKey"] for group in groups}) == 1  # of all that the daemon does
+    assert [group["status"] for group in groups].count("resolved") == 1
+    assert all(alert["labels"]["daemon_type"] for group in groups for alert in group["alerts"])
 
 
 def figures(release: Release) -> dict[tuple[str, str], float]:

@@ -102,89 +102,82 @@ def test_a_server_that_cannot_be_reached_is_waited_for_and_named(namespace: str)
     assert "secret-of-mine" not in said
 
 
-@pytest.fixture(scope="module")
-def own(needs_a_cluster: None) -> Iterator[Release]:
-    """A release of this file's own, that makes backups: its database is another one after each test."""
-    name = "millrace-upgrades"
-    kubectl("delete", "namespace", name, "--ignore-not-found", "--timeout=120s")
-    yield trials_release(name, "--set", "backup.enabled=true,backup.files=true")
-    Release(name).remove()
+def test_an_upgrade_migrates_an_older_database_harms_no_run_and_the_ui_stays_up(release: Release):
+    release.wait(release.launch(assets=["first"], location="trials"), "SUCCESS")
+    before = {run["runId"] for run in release.runs()}
+    in_flight = release.launch(assets=["sleeps"], location="trials", tags={"trials/seconds": "75"})
+    release.wait(in_flight, "STARTED")
+    release.database(OLDER)
+    with Watch(release) as outage:
+        release.upgrade("--set", "runs.dequeueIntervalSeconds=2")
 
-
-def test_an_upgrade_migrates_an_older_database_harms_no_run_and_the_ui_stays_up(own: Release):
-    own.wait(own.launch(assets=["first"], location="trials"), "SUCCESS")
-    before = {run["runId"] for run in own.runs()}
-    in_flight = own.launch(assets=["sleeps"], location="trials", tags={"trials/seconds": "75"})
-    own.wait(in_flight, "STARTED")
-    own.database(OLDER)
-    with Watch(own) as outage:
-        own.upgrade("--set", "runs.dequeueIntervalSeconds=2")
-
-    assert own.database("SELECT obj_description(to_regnamespace('millrace')::oid, 'pg_namespace')") == [
+    assert release.database("SELECT obj_description(to_regnamespace('millrace')::oid, 'pg_namespace')") == [
         [wanted_version()]
     ]
-    indexes = {name for (name,) in own.database("SELECT indexname FROM pg_indexes WHERE tablename = 'run_tags'")}
+    indexes = {name for (name,) in release.database("SELECT indexname FROM pg_indexes WHERE tablename = 'run_tags'")}
     assert "idx_run_tags_run_id" in indexes
     assert "idx_run_tags" not in indexes
-    own.wait(in_flight, "SUCCESS")
-    assert own.lake(f"SELECT number FROM trials.sleeps WHERE key = '{in_flight}'") == [{"number": 0}]
-    assert before < {run["runId"] for run in own.runs()}
+    release.wait(in_flight, "SUCCESS")
+    assert release.lake(f"SELECT number FROM trials.sleeps WHERE key = '{in_flight}'") == [{"number": 0}]
+    assert before < {run["runId"] for run in release.runs()}
     assert outage.longest < 5
 
     subprocess.run(
-        ["helm", "rollback", own.name, "-n", own.namespace, "--wait", "--timeout", "180s"],
+        ["helm", "rollback", release.name, "-n", release.namespace, "--wait", "--timeout", "180s"],
         check=True,
         capture_output=True,
     )
-    own.wait(own.launch(assets=["first"], location="trials"), "SUCCESS")
+    release.wait(release.launch(assets=["first"], location="trials"), "SUCCESS")
 
 
-def test_a_migration_that_is_killed_is_made_by_the_next_attempt(own: Release):
-    own.database(OLDER)
+def test_a_migration_that_is_killed_is_made_by_the_next_attempt(release: Release):
+    release.database(OLDER)
     # Readers go on, and what changes the table waits.
     hold = "BEGIN; LOCK TABLE run_tags IN ACCESS SHARE MODE; SELECT pg_sleep(20)"
-    holder = threading.Thread(target=lambda: own.database(hold))
-    upgrade = threading.Thread(target=own.upgrade)
+    holder = threading.Thread(target=lambda: release.database(hold))
+    upgrade = threading.Thread(target=release.upgrade)
     holder.start()
     upgrade.start()
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'run_tags'"
-    until(lambda: own.database(waits) != [["0"]], seconds=60, what="a migration in the middle")
-    own.kill(own.pod("migration"))
+    until(lambda: release.database(waits) != [["0"]], seconds=60, what="a migration in the middle")
+    release.kill(release.pod("migration"))
     holder.join()
     upgrade.join()
 
     version = "SELECT obj_description(to_regnamespace('millrace')::oid, 'pg_namespace')"
-    assert own.database(version) == [[wanted_version()]]
-    indexes = {name for (name,) in own.database("SELECT indexname FROM pg_indexes WHERE tablename = 'run_tags'")}
+    assert release.database(version) == [[wanted_version()]]
+    indexes = {name for (name,) in release.database("SELECT indexname FROM pg_indexes WHERE tablename = 'run_tags'")}
     assert "idx_run_tags" not in indexes
 
 
-def test_what_the_readme_says_about_restoring_brings_back_runs_lake_and_the_older_tables(own: Release, tmp_path: Path):
-    before = [run["runId"] for run in own.runs()]
-    kept = own.launch(assets=["writer_0"], location="trials")
-    own.wait(kept, "SUCCESS")
-    own.database(OLDER)
-    kubectl("-n", own.namespace, "create", "job", "before", "--from=cronjob/millrace-backup")
-    kubectl("-n", own.namespace, "wait", "--for=condition=Complete", "job/before", "--timeout=110s")
-    own.upgrade()
-    later = own.launch(assets=["writer_1"], location="trials")
-    own.wait(later, "SUCCESS")
-    until(lambda: not own.pods("run_worker") or _all_over(own), seconds=60, what="no run pod at work")
+def test_what_the_readme_says_about_restoring_brings_back_runs_lake_and_the_older_tables(
+    namespace: str, tmp_path: Path
+):
+    release = trials_release(namespace, "--set", "backup.enabled=true,backup.files=true")
+    kept = release.launch(assets=["writer_0"], location="trials")
+    release.wait(kept, "SUCCESS")
+    release.database(OLDER)
+    kubectl("-n", namespace, "create", "job", "before", "--from=cronjob/millrace-backup")
+    kubectl("-n", namespace, "wait", "--for=condition=Complete", "job/before", "--timeout=110s")
+    release.upgrade()
+    later = release.launch(assets=["writer_1"], location="trials")
+    release.wait(later, "SUCCESS")
+    until(lambda: not release.pods("run_worker") or _all_over(release), seconds=60, what="no run pod at work")
 
-    said = follow(README, "## Backup and restore", own.namespace, tmp_path)
+    said = follow(README, "## Backup and restore", namespace, tmp_path)
     assert "Restored 2" in said
     assert "_before_" in said
     comment = "SELECT obj_description(to_regnamespace('millrace')::oid, 'pg_namespace')"
-    assert own.database(comment) == [["dagster 1.0.0, millrace 0000"]]
-    helm = ["helm", "rollback", own.name, "1", "-n", own.namespace, "--wait", "--timeout", "180s"]
+    assert release.database(comment) == [["dagster 1.0.0, millrace 0000"]]
+    helm = ["helm", "rollback", release.name, "1", "-n", namespace, "--wait", "--timeout", "180s"]
     subprocess.run(helm, check=True, capture_output=True)
 
-    assert own.database(comment) == [[wanted_version()]]
-    assert [run["runId"] for run in until(own.runs, seconds=60, what="runs in the UI")] == [kept, *before]
-    assert own.lake("SELECT count(*) AS n FROM trials.writer_0") == [{"n": 5000}]
-    again = own.launch(assets=["writer_1"], location="trials")
-    own.wait(again, "SUCCESS")
-    assert own.lake("SELECT count(*) AS n FROM trials.writer_1") == [{"n": 5000}]
+    assert release.database(comment) == [[wanted_version()]]
+    assert [run["runId"] for run in until(release.runs, seconds=60, what="runs in the UI")] == [kept]
+    assert release.lake("SELECT count(*) AS n FROM trials.writer_0") == [{"n": 5000}]
+    again = release.launch(assets=["writer_1"], location="trials")
+    release.wait(again, "SUCCESS")
+    assert release.lake("SELECT count(*) AS n FROM trials.writer_1") == [{"n": 5000}]
 
 
 def _all_over(release: Release) -> bool:

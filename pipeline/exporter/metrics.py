@@ -33,7 +33,10 @@ class Part(NamedTuple):
 
 
 class Pages:
-    """All metrics as they were at one moment, in both formats: *text* and *openmetrics* are put together when asked for."""
+    """All metrics as they were at one moment, in both formats.
+
+    *text* and *openmetrics* are pieces, to be written one after another: whole they would be as much memory again.
+    """
 
     def __init__(self, parts: Sequence[Part] = ()) -> None:
         self._parts = parts
@@ -42,12 +45,12 @@ class Pages:
         return bool(self._parts)
 
     @property
-    def text(self) -> bytes:
-        return b"".join([each for part in self._parts for each in (part.text, part.samples)])
+    def text(self) -> list[bytes]:
+        return [each for part in self._parts for each in (part.text, part.samples)]
 
     @property
-    def openmetrics(self) -> bytes:
-        return b"".join([each for part in self._parts for each in (part.openmetrics, part.samples)]) + b"# EOF\n"
+    def openmetrics(self) -> list[bytes]:
+        return [*(each for part in self._parts for each in (part.openmetrics, part.samples)), b"# EOF\n"]
 
 
 class Metric(ABC):

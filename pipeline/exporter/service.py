@@ -9,6 +9,7 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -27,6 +28,8 @@ ALIVE_SECONDS = 120.0  # a poll whose every statement takes as long as it may is
 REQUEST_SECONDS = 10.0
 NOTHING_YET = "Nothing is counted yet: the database does not answer, or another exporter is at work."
 MAX_BODIES = 4  # at once
+
+Answer = tuple[int, str, Sequence[bytes]]  # status, content type, body in pieces
 
 
 class Service:
@@ -58,8 +61,8 @@ class Service:
             self._server.shutdown()
             self._server.server_close()
 
-    def answer(self, path: str, query: str, accept: str) -> tuple[int, str, bytes]:
-        """Status, content type and body of one request."""
+    def answer(self, path: str, query: str, accept: str) -> Answer:
+        """What a request gets."""
         pages = self._exporter.pages
         if path == "/monitor":
             return self._monitored(query)
@@ -76,10 +79,10 @@ class Service:
             age = time.time() - self._exporter.polled_at
             return _told(200 if age < 3 * self._interval else 503, f"The last whole poll ended {age:.0f} s ago.")
         if path == "/alerts":
-            return 200, "application/json", json.dumps(self._alerting()).encode()
+            return 200, "application/json", [json.dumps(self._alerting()).encode()]
         return _told(404, "There are /metrics, /monitor, /alerts, /healthz and /readyz.")
 
-    def take(self, path: str, body: bytes) -> tuple[int, str, bytes]:
+    def take(self, path: str, body: bytes) -> Answer:
         """The same of a request that brings *body*."""
         if path != "/alerts":
             return _told(404, "There is /alerts to post to.")
@@ -92,14 +95,14 @@ class Service:
     def _alerting(self) -> list[dict[str, Any]]:
         return [*(self._alerts.listing if self._alerts else ()), *self.sink.listing()]
 
-    def _monitored(self, query: str) -> tuple[int, str, bytes]:
+    def _monitored(self, query: str) -> Answer:
         try:
             document = self._monitor.answer(query, self._alerting())
         except ConfigError as error:
             return _told(400, str(error))
         if document is None:
             return _told(503, NOTHING_YET)
-        return 200, "application/json", json.dumps(document).encode()
+        return 200, "application/json", [json.dumps(document).encode()]
 
     def _work(self, since: float | None) -> None:
         beating = threading.Thread(target=self._beat_while_waiting, daemon=True)
@@ -129,14 +132,15 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 32
 
 
-def _told(status: int, text: str) -> tuple[int, str, bytes]:
-    return status, "text/plain; charset=utf-8", f"{text}\n".encode()
+def _told(status: int, text: str) -> Answer:
+    return status, "text/plain; charset=utf-8", [f"{text}\n".encode()]
 
 
 def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = REQUEST_SECONDS
         protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 16  # else each piece of a page is a packet
 
         def do_GET(self) -> None:
             path, _, query = self.path.partition("?")
@@ -156,14 +160,14 @@ def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
                 finally:
                     service.bodies.release()
 
-        def _answer(self, status: int, kind: str, body: bytes) -> None:
+        def _answer(self, status: int, kind: str, body: Sequence[bytes]) -> None:
             self.send_response(status)
             self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(sum(map(len, body))))
             if self.close_connection:
                 self.send_header("Connection", "close")
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.writelines(body)
 
         def log_message(self, *_: object) -> None:
             """Nothing: a line a scrape is noise."""

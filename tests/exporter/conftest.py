@@ -69,7 +69,7 @@ class Watched:
 
         found = [
             sample.value
-            for family in text_string_to_metric_families(self.exporter.pages.text.decode())
+            for family in text_string_to_metric_families(b"".join(self.exporter.pages.text).decode())
             for sample in family.samples
             if sample.name == metric and labels.items() <= sample.labels.items()
         ]

@@ -127,7 +127,7 @@ class Scrapes:
         self._minutes = 0
 
     def add(self, watched: Watched) -> None:
-        for family in text_string_to_metric_families(watched.exporter.pages.text.decode()):
+        for family in text_string_to_metric_families(b"".join(watched.exporter.pages.text).decode()):
             for sample in family.samples:
                 if sample.name.startswith(("dagster_exporter_", "millrace_threshold_")):
                     labels = ", ".join(f'{name}="{value}"' for name, value in sample.labels.items())

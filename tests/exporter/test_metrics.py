@@ -39,7 +39,7 @@ def test_both_formats_say_the_same():
     registry = filled()
     samples = {
         (sample.name, sample.labels.get("job"), sample.labels.get("le")): sample.value
-        for family in text_string_to_metric_families(registry.pages().openmetrics.decode())
+        for family in text_string_to_metric_families(b"".join(registry.pages().openmetrics).decode())
         for sample in family.samples
     }
 
@@ -47,7 +47,7 @@ def test_both_formats_say_the_same():
     assert samples[("h_seconds_bucket", "b", "1.0")] == 2
     assert samples[("h_seconds_bucket", "b", "+Inf")] == samples[("h_seconds_count", "b", None)] == 4
     assert samples[("h_seconds_sum", "b", None)] == 106.5
-    assert 'h_seconds_bucket{job="b",le="10.0"} 3.0' in registry.pages().text.decode()
+    assert 'h_seconds_bucket{job="b",le="10.0"} 3.0' in b"".join(registry.pages().text).decode()
 
 
 def test_text_is_escaped_as_each_format_wants_it_and_what_is_no_number_is_said():
@@ -57,8 +57,8 @@ def test_text_is_escaped_as_each_format_wants_it_and_what_is_no_number_is_said()
     registry.histogram("h_seconds", "Takes.", buckets=(1,)).observe(2)
 
     for found in (
-        text_string_to_metric_families(registry.pages().openmetrics.decode()),
-        plain_text_to_metric_families(registry.pages().text.decode()),
+        text_string_to_metric_families(b"".join(registry.pages().openmetrics).decode()),
+        plain_text_to_metric_families(b"".join(registry.pages().text).decode()),
     ):
         families = {family.name: family for family in found}
         assert families["g"].documentation == 'Says "a\\b"\nand more.'

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.exporter.metrics import Registry
-from pipeline.exporter.service_health import SILENT_SECONDS
 from pipeline.exporter.workspace import EVERY_SECONDS
 
 WINDOW_SECONDS = 3600.0  # of the failure rate
@@ -166,11 +165,11 @@ def silent_services(figures: Figures) -> Found:
 
 def silent_daemons(figures: Figures) -> Found:
     """Those that the instance requires."""
-    newest: Found = {}
+    limit, newest = figures.threshold("daemon_silent_seconds"), Found()
     for labels, at in figures.series("dagster_daemon_last_heartbeat_timestamp_seconds", required="true").items():
         daemon = _without(labels, "required")
         newest[daemon] = max(at, newest.get(daemon, at))
-    return {daemon: figures.now - at for daemon, at in newest.items() if figures.now - at > SILENT_SECONDS}
+    return {daemon: figures.now - at for daemon, at in newest.items() if figures.now - at > limit}
 
 
 # That of the database stands for all other alerts: every figure is an old one then.

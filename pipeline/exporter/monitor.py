@@ -58,7 +58,10 @@ class Monitor(Topic):
     def __init__(self, registry: Registry, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
         self.current: Sample | None = None
         self._registry, self._settings, self._clock = registry, settings, clock
-        self._watch = Watch(unavailable_seconds=settings.alert_unavailable_seconds)
+        self._watch = Watch(
+            unavailable_seconds=settings.alert_unavailable_seconds,
+            daemon_silent_seconds=settings.alert_daemon_silent_seconds,
+        )
         self._taken_at = 0.0
         self._reading = threading.Lock()
         # hours → when it was read, the sample at the window's start, what was wrong

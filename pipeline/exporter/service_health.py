@@ -1,7 +1,8 @@
 """Which services are up, as the exporter can tell from what it reads anyway: nothing is asked for this alone.
 
 *up*: what it was asked last was answered. *degraded*: it was not, or not well, or it cannot be known. *down*: so for longer than
-the setting MILLRACE_ALERT_UNAVAILABLE_SECONDS; a daemon without a heartbeat for `SILENT_SECONDS`; definitions that do not load.
+the setting MILLRACE_ALERT_UNAVAILABLE_SECONDS; a daemon without a heartbeat for MILLRACE_ALERT_DAEMON_SILENT_SECONDS;
+definitions that do not load.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,7 +14,6 @@ from pipeline.exporter.metrics import Registry
 State = Literal["up", "degraded", "down"]
 STATES: tuple[State, ...] = ("up", "degraded", "down")  # from good to bad
 
-SILENT_SECONDS = 180.0  # six missed heartbeats, as in the rule MillraceDaemonStale; Dagster itself waits for 1800
 REASON_CHARACTERS = 200
 COLLECTORS = {"database": "events", "lake": "lake", "webserver": "workspace"}  # service → who reads it
 
@@ -32,8 +32,8 @@ class ServiceHealth:
 class Watch:
     """Remembers since when each service has been in its state."""
 
-    def __init__(self, *, unavailable_seconds: float) -> None:
-        self._unavailable = unavailable_seconds
+    def __init__(self, *, unavailable_seconds: float, daemon_silent_seconds: float) -> None:
+        self._unavailable, self._silent = unavailable_seconds, daemon_silent_seconds
         self._since: dict[tuple[str, str], tuple[State, float]] = {}
         self._began = 0.0
 
@@ -103,7 +103,7 @@ class Watch:
                 health = self._is("daemon", "degraded", now, name=kind, reason=reason, since=database.since)
             elif (kind, "true") not in errors:  # it told nothing yet: *at* is since when it is required
                 health = self._is("daemon", "down", now, name=kind, reason="it has never reported", since=at)
-            elif now - at > SILENT_SECONDS:
+            elif now - at > self._silent:
                 health = self._is("daemon", "down", now, name=kind, reason=f"silent for {now - at:.0f} s", since=at)
             elif count:
                 reason = f"its last heartbeat tells of {count:.0f} errors"

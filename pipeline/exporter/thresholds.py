@@ -28,6 +28,11 @@ def publish(registry: Registry, settings: Settings) -> None:
             settings.alert_unavailable_seconds,
         ),
         (
+            "millrace_threshold_daemon_silent_seconds",
+            "A daemon without a heartbeat for longer is down.",
+            settings.alert_daemon_silent_seconds,
+        ),
+        (
             "millrace_slo_success_ratio",
             "Share of runs that are to succeed; what is left of one is the error budget.",
             settings.slo_success_ratio,

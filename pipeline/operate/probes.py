@@ -5,7 +5,6 @@ import json
 from contextlib import closing
 from dataclasses import dataclass
 
-from pipeline.exporter.service_health import SILENT_SECONDS
 from pipeline.operate.database import connect
 from pipeline.settings import Settings
 
@@ -86,7 +85,7 @@ def probe_daemon(settings: Settings, *, since: float) -> Answer:
         return Answer(False, f"its heartbeats cannot be read: {error}".strip())
     if newest is None or float(newest) < since:
         return Answer(False, "no heartbeat yet")
-    if float(oldest_age) > SILENT_SECONDS:
+    if float(oldest_age) > settings.alert_daemon_silent_seconds:
         return Answer(False, f"a part of it has been silent for {float(oldest_age):.0f} s")
     return Answer(True)
 

@@ -356,6 +356,7 @@ def test_thresholds_are_what_the_settings_say(settings: Settings):
     assert watched.value("millrace_threshold_memory_ratio") == 0.5
     assert watched.value("millrace_threshold_slow_run_seconds") == 300
     assert watched.value("millrace_threshold_unavailable_seconds") == 120
+    assert watched.value("millrace_threshold_daemon_silent_seconds") == 180
     assert watched.value("millrace_slo_success_ratio") == 0.999
     assert watched.value("dagster_exporter_build_info", version="test") == 1
 

@@ -872,7 +872,8 @@ def test_the_thresholds_are_settings_that_there_are():
     )
     given = {name.removeprefix("MILLRACE_").lower() for name in names if name.startswith("MILLRACE_ALERT_")}
 
-    thresholds = {"alert_failure_ratio", "alert_slow_run_seconds", "alert_memory_ratio", "alert_unavailable_seconds"}
+    thresholds = {"alert_failure_ratio", "alert_slow_run_seconds", "alert_memory_ratio", "alert_unavailable_seconds",
+                  "alert_daemon_silent_seconds"}  # fmt: skip
     assert given == {*thresholds, "alert_labels"}
     assert given <= Settings.model_fields.keys()
 

@@ -186,12 +186,16 @@ def test_the_command_shows_services_jobs_and_what_wants_attention(exporter: Watc
 
 def test_the_command_exits_with_1_where_a_service_is_down(exporter: Watched, settings: Settings, port: str):
     exporter.monitor._settings = settings.model_copy(update={"monitor_interval_seconds": 1e-6})
-    run(settings, "DELETE FROM daemon_heartbeats")
-    exporter.poll()
+    for change, told in (
+        ("UPDATE daemon_heartbeats SET timestamp = timestamp - interval '10 minutes'", "silent for 60"),
+        ("DELETE FROM daemon_heartbeats", "it has never reported"),
+    ):
+        run(settings, change)
+        exporter.poll()
 
-    done = millrace(settings, port)
-    assert done.returncode == 1
-    assert "it has never reported" in done.stdout
+        done = millrace(settings, port)
+        assert done.returncode == 1
+        assert told in done.stdout
 
 
 def test_where_no_exporter_runs_the_command_says_how_to_start_it(settings: Settings):

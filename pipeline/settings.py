@@ -197,8 +197,9 @@ class Settings(BaseSettings):
     alert_unavailable_seconds: PositiveFloat = Field(
         120, description="A service that is away for longer is unavailable."
     )
-    alert_daemon_silent_seconds: PositiveFloat = Field(
+    alert_daemon_silent_seconds: float = Field(
         180,
+        ge=60,
         description="A daemon without a heartbeat for longer is down. One comes every 30 s; Dagster itself waits for 1800.",
     )
     alertmanager_url: str = Field("", description="Alertmanager that is asked for silences; empty: they are kept here.")

@@ -50,7 +50,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Rule:
-    """One alert. Texts have Prometheus' own placeholders."""
+    """One alert. Its texts are templates, as in a rule of Prometheus."""
 
     name: str
     severity: str
@@ -202,7 +202,7 @@ RULES: Sequence[Rule] = (
 
 
 def filled(text: str, labels: Labels, value: float) -> str:
-    """*text* with its placeholders filled in."""
+    """The template *text* for a series with *labels*, at *value*."""
 
     def fill(found: re.Match[str]) -> str:
         match found[1].split():

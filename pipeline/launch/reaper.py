@@ -84,7 +84,7 @@ class Reaper:
         run, starting_for = record.dagster_run, now - record.update_timestamp.timestamp()
         if job and not _is_active(job):  # what its pod had to say is in the database: the Job was read before the run
             return self._launcher.why_it_cannot_start(run) or (
-                f"Its pod ended before it began to work, and is gone: preempted, evicted or deleted ({_last_word(job)}). "
+                f"Its pod ended before it began to work: preempted, evicted or deleted ({_last_word(job)}). "
                 "The run is retried if retries are on."
             )
         if starting_for < START_SECONDS:

@@ -20,6 +20,10 @@ ELSEWHERE = "runs.namespace=runs,lake.type=s3,lake.url=s3://l,computeLogs.type=n
         ("webserver.pathPrefix=millrace/", "at '/webserver/pathPrefix'"),
         ("daemon.resources.limits.memory=1GB", "at '/daemon/resources/limits/memory'"),
         ("codeLocations[0].name=My_Shop,codeLocations[0].module=a", "at '/codeLocations/0/name'"),
+        (
+            "monitoring.thresholds.daemonSilentSeconds=30",
+            "at '/monitoring/thresholds/daemonSilentSeconds': minimum: got 30, want 60",
+        ),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_with_its_place(setting: str, message: str):

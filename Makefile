@@ -19,7 +19,7 @@ test: $(READY)  ## all tests but those of a cluster and the benchmarks
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=85 -m 'not benchmark and not cluster'
 
 test-cluster: $(READY)  ## image and chart on the Kubernetes of KUBECONFIG, which has the image MILLRACE_TEST_IMAGE
-	@tests="$(BIN)/python -m pytest --no-cov --timeout 900 --durations 15 tests/cluster"; failed=; said=$$(mktemp); \
+	@tests="$(BIN)/python -m pytest --no-cov --timeout 900 --durations 15 --tb short tests/cluster"; failed=; said=$$(mktemp); \
 	$$tests -m 'cluster and not shared_release' >$$said 2>&1 & beside=$$!; \
 	$$tests -m 'cluster and shared_release' || failed=1; wait $$beside || failed=1; \
 	cat $$said; rm $$said; [ -z "$$failed" ]

@@ -229,18 +229,18 @@ class Release:
         """The run, once it is over, or in one of *statuses*.
 
         Raises:
-            AssertionError: if it is over in another one, with its log.
+            AssertionError: if it is over in another one or not in time, with its log.
         """
 
         def look() -> dict[str, Any] | None:
             run = self.run(run_id)
             return run if run["status"] in (*statuses, *OVER) else None
 
-        run = until(look, seconds=seconds, what=f"run {run_id} {statuses or 'over'}")
-        if statuses and run["status"] not in statuses:
-            raise AssertionError(
-                f"run {run_id} is {run['status']}, not {statuses}:\n" + "\n".join(self.messages(run_id)[-20:])
-            )
+        try:
+            run = until(look, seconds=seconds, what=f"run {run_id} {statuses or 'over'}")
+            assert not statuses or run["status"] in statuses, f"run {run_id} is {run['status']}, not {statuses}"
+        except AssertionError as error:
+            raise AssertionError("\n".join([str(error), *self.messages(run_id)[-20:]])) from None
         return run
 
     def retry_of(self, run_id: str, *, seconds: float = 120) -> dict[str, Any]:

@@ -157,14 +157,14 @@ class Release:
         """As a node that dies: no grace."""
         kubectl("-n", self.namespace, "delete", "pod", pod, "--grace-period=0", "--force", "--wait=false")
 
-    def execute(self, component: str, *command: str, container: str | None = None) -> str:
-        return kubectl(
-            "-n", self.namespace, "exec", self.pod(component), *(["-c", container] if container else []), "--", *command
-        )
+    def execute(self, component: str, *command: str, container: str | None = None, check: bool = True) -> str:
+        chosen = ["-c", container] if container else []
+        return kubectl("-n", self.namespace, "exec", self.pod(component), *chosen, "--", *command, check=check)
 
-    def database(self, query: str, database: str = "dagster") -> list[list[str]]:
+    def database(self, query: str, database: str = "dagster", *, check: bool = True) -> list[list[str]]:
         """Rows of the bundled PostgreSQL."""
-        out = self.execute("postgresql", "psql", "-U", "millrace", "-d", database, "-AtF", "\t", "-c", query)
+        psql = ["psql", "-U", "millrace", "-d", database, "-AtF", "\t", "-c", query]
+        out = self.execute("postgresql", *psql, check=check)
         return [line.split("\t") for line in out.splitlines()]
 
     def lake(self, query: str) -> list[dict[str, Any]]:

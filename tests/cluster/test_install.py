@@ -133,14 +133,15 @@ def test_an_upgrade_migrates_an_older_database_harms_no_run_and_the_ui_stays_up(
 def test_a_migration_that_is_killed_is_made_by_the_next_attempt(release: Release):
     release.database(OLDER)
     # Readers go on, and what changes the table waits.
-    hold = "BEGIN; LOCK TABLE run_tags IN ACCESS SHARE MODE; SELECT pg_sleep(20)"
-    holder = threading.Thread(target=lambda: release.database(hold))
+    hold = "BEGIN; LOCK TABLE run_tags IN ACCESS SHARE MODE; SELECT pg_sleep(110)"
+    holder = threading.Thread(target=lambda: release.database(hold, check=False))
     upgrade = threading.Thread(target=release.upgrade)
     holder.start()
     upgrade.start()
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'run_tags'"
     until(lambda: release.database(waits) != [["0"]], seconds=60, what="a migration in the middle")
     release.kill(release.pod("migration"))
+    release.database("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
     holder.join()
     upgrade.join()
 

@@ -38,7 +38,8 @@ def pod_with(release: Release) -> Iterator[object]:
             "spec": {
                 "automountServiceAccountToken": False,
                 "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
-                "containers": [{"name": "main", "image": container["image"], "command": ["sleep", "600"], "securityContext": security}],
+                "containers": [{"name": "main", "image": container["image"], "command": ["sleep", "600"], "securityContext": security,
+                                "resources": container["resources"]}],
             },
         }  # fmt: skip
         kubectl("-n", release.namespace, "apply", "-f", "-", stdin=json.dumps(pod))

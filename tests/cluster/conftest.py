@@ -17,6 +17,7 @@ from pipeline.projects.nyc.demo import example_data
 from pipeline.settings import Settings
 from tests.cluster.release import CHART, Release, kubectl, until
 from tests.conftest import LENT_CONNECTORS
+from tests.tools import lacks
 
 HERE = Path(__file__).parent
 MILLRACE = str(Path(sys.executable).with_name("millrace"))
@@ -42,8 +43,7 @@ def needs_a_cluster() -> None:
     missing = [name for name in ("KUBECONFIG", "MILLRACE_TEST_IMAGE") if not os.environ.get(name)]
     missing += [tool for tool in ("kubectl", "helm") if not shutil.which(tool)]
     if missing:
-        text = f"needs {', '.join(missing)}"
-        pytest.fail(text) if os.environ.get("MILLRACE_REQUIRE_TOOLS") == "1" else pytest.skip(text)
+        lacks(f"needs {', '.join(missing)}")
 
 
 def configmap_of_trials(namespace: str) -> None:

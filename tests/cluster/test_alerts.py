@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.cluster.conftest import HERE, PROMETHEUS_RULES
 from tests.cluster.release import Release, kubectl, until
 from tests.faults.conftest import node
+from tests.tools import lacks
 
 KILLS = 20
 
@@ -20,8 +21,7 @@ KILLS = 20
 def receiver(release: Release) -> Iterator[None]:
     """The receiver of the release's alerts; Prometheus has seen the exporter."""
     if PROMETHEUS_RULES not in kubectl("get", "crd", "-o", "name"):
-        text = "needs the Prometheus Operator in the cluster"
-        pytest.fail(text) if os.environ.get("MILLRACE_REQUIRE_TOOLS") == "1" else pytest.skip(text)
+        lacks("needs the Prometheus Operator in the cluster")
     objects = (HERE / "receiver.yaml").read_text().replace("IMAGE", os.environ["MILLRACE_TEST_IMAGE"])
     kubectl("-n", release.namespace, "apply", "-f", "-", stdin=objects)
     kubectl("-n", release.namespace, "wait", "--for=condition=Ready", "pod/receiver", "--timeout=60s")

@@ -3,9 +3,7 @@
 import datetime as dt
 import json
 import math
-import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -55,6 +53,7 @@ from pipeline.settings import Settings
 from tests.deploy.definitions_on_dashboards import defs
 from tests.exporter.conftest import Watched
 from tests.exporter.test_workspace import PROGRAM
+from tests.tools import tool
 
 DEPLOY = FOLDER.parent
 FILES = sorted(FOLDER.glob("*.json"))
@@ -233,10 +232,7 @@ def test_every_variable_is_used_and_every_one_used_is_there(file: Path):
 
 @pytest.fixture
 def program() -> str:
-    if not (found := shutil.which("prometheus")):
-        missing = "prometheus is not on PATH"
-        pytest.fail(missing) if os.environ.get("MILLRACE_REQUIRE_TOOLS") == "1" else pytest.skip(missing)
-    return found
+    return tool("prometheus")
 
 
 def free_port() -> int:

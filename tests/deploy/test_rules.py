@@ -1,8 +1,6 @@
 """The alert rules that ship: valid, tested loud and quiet, made of metrics that there are, each with a runbook."""
 
-import os
 import re
-import shutil
 import subprocess
 from collections import defaultdict
 from pathlib import Path
@@ -18,6 +16,7 @@ from pipeline.exporter.exporter import Exporter
 from pipeline.exporter.metrics import Registry
 from pipeline.exporter.topics import build_topics
 from pipeline.settings import Settings
+from tests.tools import tool
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 FILES = sorted(path for path in (DEPLOY / "rules").glob("*.yaml") if not path.name.endswith(".test.yaml"))
@@ -34,10 +33,7 @@ ALERTS = sorted({rule["alert"] for file in FILES for rule in alerts(file)})
 
 @pytest.fixture
 def promtool() -> str:
-    if not (found := shutil.which("promtool")):
-        missing = "promtool is not on PATH"
-        pytest.fail(missing) if os.environ.get("MILLRACE_REQUIRE_TOOLS") == "1" else pytest.skip(missing)
-    return found
+    return tool("promtool")
 
 
 @pytest.mark.tools

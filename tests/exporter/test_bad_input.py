@@ -1,7 +1,5 @@
 """A database that is away, a role that may not write, clocks that are set, labels without end: what is served then, and told."""
 
-import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -25,6 +23,7 @@ from pipeline.operate.database import connect
 from pipeline.settings import Settings
 from tests.exporter.conftest import Watched
 from tests.exporter.test_workspace import at
+from tests.tools import tool
 
 RULES = Path(__file__).parents[2] / "deploy" / "rules"
 DAY = 86_400.0
@@ -32,10 +31,7 @@ DAY = 86_400.0
 
 @pytest.fixture
 def promtool() -> str:
-    if not (found := shutil.which("promtool")):
-        missing = "promtool is not on PATH"
-        pytest.fail(missing) if os.environ.get("MILLRACE_REQUIRE_TOOLS") == "1" else pytest.skip(missing)
-    return found
+    return tool("promtool")
 
 
 class Door:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import Queued
 from pipeline.settings import Settings
 from tests.conftest import administrators_url
 from tests.helm.chart import CHART, Loader, Manifest, Rendered, helm, parse, refusal, render
+from tests.tools import lacks, tool
 
 pytestmark = pytest.mark.tools
 
@@ -46,13 +46,6 @@ MAIL = (
 Labels = dict[str, str]
 
 
-def tool(name: str) -> str:
-    if not (found := shutil.which(name)):
-        missing = f"{name} is not on PATH"
-        pytest.fail(missing) if os.environ.get("MILLRACE_REQUIRE_TOOLS") == "1" else pytest.skip(missing)
-    return found
-
-
 def run(*command: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([tool(command[0]), *command[1:]], capture_output=True, text=True, check=False)
 
@@ -64,8 +57,7 @@ def run(*command: str) -> "subprocess.CompletedProcess[str]":
 def schemas() -> dict[str, jsonschema.Draft202012Validator]:
     """By kind, the schemas of the operator's own CRDs, closed to what they do not name as the API server is."""
     if not CRDS.exists():
-        missing = f"no CRDs in {CRDS}"
-        pytest.fail(missing) if os.environ.get("MILLRACE_REQUIRE_TOOLS") == "1" else pytest.skip(missing)
+        lacks(f"no CRDs in {CRDS}")
     text = pyarrow.input_stream(str(CRDS), compression="zstd").read()
     found = {}
     for item in yaml.load_all(text, Loader):
@@ -420,7 +412,7 @@ def test_an_amtool_that_knows_teams_finds_it_right(config: Callable[..., Path]):
     version = re.search(r"version (\d+)\.(\d+)", run("amtool", "--version").stdout)
     assert version
     if (int(version[1]), int(version[2])) < (0, 28):
-        pytest.skip("amtool before 0.28 does not know msteamsv2_configs")
+        lacks("amtool before 0.28 does not know msteamsv2_configs")
 
     checked = run("amtool", "check-config", str(config("operator", PLAIN)))
 

@@ -44,6 +44,7 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         if name.startswith(("MILLRACE_", "DAGSTER_", "DBT_", "PG", "AWS_")) and not of_the_tests:
             del os.environ[name]
     os.environ["MILLRACE_STATE_DIR"] = str(tmp_path_factory.mktemp("state"))
+    os.environ["GOGC"] = "400"  # promtool, helm and kubectl live for seconds, half of which they would collect garbage
     os.environ["MILLRACE_THREADS"] = "1"  # tests share the cores; with two an insert takes twice the CPU's time
     yield
     os.environ.clear()

@@ -82,11 +82,11 @@ def wait_until_ready(
     """
     deadline, told = time.monotonic() + timeout_seconds, ("", 0.0)
     while missing := _missing(settings, tables=tables):
-        if time.monotonic() > deadline:
-            raise ServiceError(f"Waiting for the database: after {timeout_seconds:.0f} s still {missing}")
         if missing != told[0] or time.monotonic() > told[1] + REPEAT_SECONDS:
             echo(f"Waiting for the database: {missing}")
             told = missing, time.monotonic()
+        if time.monotonic() > deadline:
+            raise ServiceError(f"Waiting for the database: after {timeout_seconds:.0f} s still {missing}")
         time.sleep(1)
 
 

@@ -1,4 +1,4 @@
-"""Room on the volumes, as the runs and the backups that mount them tell it: the exporter mounts none."""
+"""Room on the volumes, as those who mount them tell it, runs, backups and the database's pod: the exporter mounts none."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ FORGET_SECONDS = 86_400.0  # after it was told last: the volume is gone, or nobo
 
 
 class Volumes(Topic):
-    """Told with the resources of each run, so as new as the last run."""
+    """Told with the resources of each run, so as new as the last run; that of the bundled database each minute."""
 
     name = "volumes"
     bodies_of = frozenset({"ENGINE_EVENT"})
@@ -19,7 +19,7 @@ class Volumes(Topic):
     def __init__(self, registry: Registry) -> None:
         self.free = registry.last_value(
             "millrace_volume_free_bytes",
-            "Room that is left on the volume, when a run or a backup looked last.",
+            "Room that is left on the volume, when one that mounts it looked last.",
             ["volume"],
         )
         self.size = registry.last_value("millrace_volume_size_bytes", "Size of the volume.", ["volume"])
@@ -37,6 +37,9 @@ class Volumes(Topic):
         self._told_at[volume] = at
 
     def poll(self, database: Database, now: float) -> None:
+        told = "SELECT volume, free_bytes, size_bytes, extract(epoch FROM told_at)::float8 FROM millrace.volumes"
+        for row in database.rows(told):
+            self.tell(*row)
         for (volume,) in list(self.free.series):
             if now - self._told_at.setdefault(volume, now) > FORGET_SECONDS:
                 self.free.remove(volume)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from tests.cluster.conftest import HERE, PROMETHEUS_RULES
 from tests.cluster.release import Release, kubectl, until
@@ -126,16 +127,33 @@ def test_a_daemon_that_stops_is_told_once_and_again_when_it_is_back(release: Rel
     assert all(alert["labels"]["daemon_type"] for group in groups for alert in group["alerts"])
 
 
+def test_the_exporter_has_the_room_on_the_volume_of_the_bundled_database_which_it_does_not_mount(release: Release):
+    def told() -> dict[str, float]:
+        return {each.name: each.value for each in samples(release) if each.labels.get("volume") == "postgresql"}
+
+    room = until(told, seconds=120, what="the volume of PostgreSQL in the exporter's figures")
+    of_the_server = release.execute(
+        "postgresql", "df", "-B1", "--output=size", "/var/lib/postgresql/data", container="postgresql"
+    )
+    assert room["millrace_volume_size_bytes"] == float(of_the_server.split()[-1])
+    assert 0 < room["millrace_volume_free_bytes"] < room["millrace_volume_size_bytes"]
+
+
 def figures(release: Release) -> dict[tuple[str, str], float]:
     """Completed runs by job and status, as the exporter serves them."""
-    ask = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:9464/metrics', timeout=20).read().decode())"
     counts: dict[tuple[str, str], float] = {}
-    for family in text_string_to_metric_families(release.execute("exporter", "python", "-c", ask)):
-        for sample in family.samples:
-            if sample.name == "dagster_runs_completed_total":
-                key = (sample.labels["job_name"], sample.labels["status"])
-                counts[key] = counts.get(key, 0.0) + sample.value
+    for sample in samples(release):
+        if sample.name == "dagster_runs_completed_total":
+            key = (sample.labels["job_name"], sample.labels["status"])
+            counts[key] = counts.get(key, 0.0) + sample.value
     return counts
+
+
+def samples(release: Release) -> Iterator[Sample]:
+    """All that the exporter serves."""
+    ask = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:9464/metrics', timeout=20).read().decode())"
+    for family in text_string_to_metric_families(release.execute("exporter", "python", "-c", ask)):
+        yield from family.samples
 
 
 def kill_exporter(release: Release) -> None:

@@ -62,7 +62,9 @@ def door(settings: Settings, tmp_path: Path, end_session: Callable[[], None]) ->
     return Door(settings, tmp_path, end_session)
 
 
-BLIND = ["backfills", "backups", "daemons", "lake", "monitor", "pools", "postgres", "runs", "services", "ticks"]
+BLIND = [
+    "backfills", "backups", "daemons", "lake", "monitor", "pools", "postgres", "runs", "services", "ticks", "volumes",
+]  # fmt: skip
 
 
 @pytest.mark.tools

@@ -303,6 +303,27 @@ def test_the_last_backup_tells_what_its_volume_has_left_and_one_in_a_bucket_does
     assert later.value("millrace_volume_free_bytes", volume="backup") is None
 
 
+def test_the_volume_of_the_bundled_database_is_as_its_pod_told_it_until_it_has_not_for_a_day(
+    settings: Settings, sql: Callable[..., None]
+):
+    now = [time.time()]
+    watched = Watched(settings, clock=lambda: now[0]).start()
+    assert watched.value("millrace_volume_free_bytes", volume="postgresql") is None
+    sql("INSERT INTO millrace.volumes VALUES ('postgresql', 300, 400, now())")
+    watched.poll()
+    assert watched.value("millrace_volume_free_bytes", volume="postgresql") == 300
+    assert watched.value("millrace_volume_size_bytes", volume="postgresql") == 400
+
+    sql("UPDATE millrace.volumes SET free_bytes = 200, told_at = now()")
+    watched.poll()
+    assert watched.value("millrace_volume_free_bytes", volume="postgresql") == 200
+
+    now[0] += 87_000
+    watched.poll()
+    assert watched.value("millrace_volume_free_bytes", volume="postgresql") is None
+    assert watched.value("millrace_volume_size_bytes", volume="postgresql") is None
+
+
 def test_sessions_of_all_other_databases_of_the_server_count_towards_its_limit(settings: Settings):
     with closing(psycopg2.connect(administrators_url(settings), dbname="postgres")):
         watched = Watched(settings).start()

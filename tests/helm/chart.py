@@ -12,7 +12,7 @@ import yaml
 CHART = Path(__file__).parents[2] / "helm" / "millrace"
 SCENARIOS = sorted(path.stem for path in (CHART / "ci").glob("*.yaml"))
 Manifest = dict[str, Any]
-OTHER_IMAGES = ("postgresql", "pgbouncer", "prometheus", "alertmanager")  # containers that are not of ours
+OTHER_IMAGES = ("postgresql", "volume", "pgbouncer", "prometheus", "alertmanager")  # containers that are not of ours
 
 
 class Loader(yaml.CSafeLoader):  # in C, ten times as fast

@@ -141,6 +141,7 @@ def test_dagsters_tables_are_not_among_ours(settings: Settings):
         "exporter_state",
         "service_memory",
         "monitor_samples",
+        "volumes",
     }
     assert ("runs",) in answer(settings, tables, "public")
 

@@ -22,11 +22,6 @@ MEMORY = "/dev/shm"  # noqa: S108 - the server's folder in it has a random name
 PROVIDER_FILES = Path(__file__).parents[2] / "shared" / "data" / "nyc"
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than cores: many a test waits for a process that it started."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow files of this folder first: at the end one worker would be at them, and the others without work."""
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)

@@ -17,7 +17,9 @@ OVER = ("SUCCESS", "FAILURE", "CANCELED")
 T = TypeVar("T")
 
 LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
-  ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } ... on RunConfigValidationInvalid { errors { message } } } }"""
+  ... on LaunchRunSuccess { run { runId } } ... on Error { message } ... on RunConfigValidationInvalid { errors { message } } } }"""
+LOCATION = """query($name: String!) { workspaceLocationEntryOrError(name: $name) { ... on WorkspaceLocationEntry {
+  locationOrLoadError { __typename } } } }"""
 RUN = """query($id: ID!) { runOrError(runId: $id) { ... on Run { runId status jobName creationTime startTime endTime
   tags { key value } parentRunId } } }"""
 RUNS = """query($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results {
@@ -203,7 +205,8 @@ class Release:
         tags: Mapping[str, str] | None = None,
         location: str = "millrace",
     ) -> str:
-        """Launch as the UI does; returns the run's id."""
+        """Launch as the UI does, once the UI has the location; returns the run's id."""
+        until(lambda: self.has_location(location), seconds=120, what=f"the UI has code location {location}")
         selector: dict[str, Any] = {
             "repositoryLocationName": location,
             "repositoryName": "__repository__",
@@ -216,6 +219,11 @@ class Release:
         answer = self.graphql(LAUNCH, params=params)["launchRun"]
         assert "run" in answer, answer
         return str(answer["run"]["runId"])
+
+    def has_location(self, name: str) -> bool:
+        """Whether the UI has read the code location; it is ready without: a location may be broken."""
+        entry = self.graphql(LOCATION, name=name)["workspaceLocationEntryOrError"] or {}
+        return (entry.get("locationOrLoadError") or {}).get("__typename") == "RepositoryLocation"
 
     def run(self, run_id: str) -> dict[str, Any]:
         found: dict[str, Any] = self.graphql(RUN, id=run_id)["runOrError"]

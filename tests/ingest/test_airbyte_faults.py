@@ -32,7 +32,7 @@ def ids(lake: Lake) -> list[int]:
         ),
         ("config_error", SourceRejected, r"it reports: the API said no to \*\*\*\*. Correct its configuration"),
         ("transient_error", SourceUnavailable, r"it reports: the API said no to \*\*\*\*"),
-        ("hang", SourceUnavailable, "silent for 5 s and was ended"),
+        ("hang", SourceUnavailable, "silent for 1 s and was ended"),
         ("stranger", SourceRejected, "a record of stream strangers, which was not asked for"),
         ("broken state", SourceRejected, "a message that breaks the protocol"),
         ("long line", SourceRejected, "a line is longer than 16 MiB"),
@@ -42,7 +42,7 @@ def test_a_connector_that_fails_is_one_clear_error_and_the_next_sync_goes_on(
     lake: Lake, connected: Settings, shop: Shop, fault: str, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says) as caught:
-        sync(lake, shop(plan={"count": 10, "at": {"8": fault}}, idle=5), None, settings=connected, run_id="r1")
+        sync(lake, shop(plan={"count": 10, "at": {"8": fault}}, idle=1), None, settings=connected, run_id="r1")
 
     assert str(caught.value).startswith("Loading shop by connector ")
     assert "Committed before: 5 rows of items; the next sync goes on from there." in str(caught.value)

@@ -24,6 +24,7 @@ from pipeline.errors import SourceRejected, SourceUnavailable
 
 BLOCK_BYTES = 1 << 20
 TAIL_BYTES = 4000
+START_SECONDS = 60  # of silence more before the first word: where other work runs, a program takes long to start
 # Third-party code sees none of our passwords: only what a program needs to start and to reach the network.
 _PASSED_ON = re.compile(
     r"PATH|HOME|USER|LANG|LC_\w+|TZ|SSL_CERT_\w+|(REQUESTS|CURL)_CA_BUNDLE|AIRBYTE_\w+|\w+_proxy", re.I
@@ -52,6 +53,7 @@ class Child:
     ) -> None:
         self.doing, self.masked = doing, masked
         self.idle_timeout_seconds, self.timeout_seconds = idle_timeout_seconds, timeout_seconds
+        self._silence_seconds = idle_timeout_seconds + START_SECONDS
         self._deadline = time.monotonic() + timeout_seconds
         self._tail = bytearray()
         starter = [sys.executable, "-ISc", _STARTER, str(os.getpid())] if sys.platform == "linux" else []
@@ -101,7 +103,7 @@ class Child:
                 ready = selector.select(timeout=0.5)
                 now = time.monotonic()
                 if ready:
-                    last = now
+                    last, self._silence_seconds = now, self.idle_timeout_seconds
                 elif self.process.poll() is not None:
                     break  # a grandchild may hold the pipes open
                 self._check_time(now, now - last)
@@ -125,9 +127,9 @@ class Child:
             self._check_time(now, now - last)
 
     def _check_time(self, now: float, idle_seconds: float) -> None:
-        if idle_seconds > self.idle_timeout_seconds:
+        if idle_seconds > self._silence_seconds:
             raise SourceUnavailable(
-                f"{self.doing}: the connector was silent for {self.idle_timeout_seconds:g} s and was ended.{self.last_words()} "
+                f"{self.doing}: the connector was silent for {self._silence_seconds:g} s and was ended.{self.last_words()} "
                 "Look at what it waits for, or raise idle_timeout_seconds."
             )
         if now > self._deadline:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import httpx2
 
 CONNECT_SECONDS = 10
-TIMEOUT_SECONDS = 60  # of silence, and of grace before a trickle counts as one
+TIMEOUT_SECONDS = 60  # of silence
+GRACE_SECONDS = 60  # before a trickle counts as silence
 SLOWEST_BYTES_PER_SECOND = 10_000
 ABSENT = (403, 404, 410)  # buckets that may not be listed say 403 for what is not there
 NO_HEAD = (400, 405, 501)  # an API that answers GET only
@@ -81,7 +82,7 @@ def fetch(address: str, path: Path) -> None:
         for block in response.iter_raw() if path.suffix == ".gz" else response.iter_bytes():
             size += out.write(block)
             seconds = time.monotonic() - started
-            if seconds > TIMEOUT_SECONDS + size / SLOWEST_BYTES_PER_SECOND:
+            if seconds > GRACE_SECONDS + size / SLOWEST_BYTES_PER_SECOND:
                 raise SourceUnavailable(f"{doing}: only {size:,} bytes came in {seconds:.0f} s.")
 
 

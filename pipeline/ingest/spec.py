@@ -221,7 +221,9 @@ class AirbyteSource(_Source):
     package: str = Field("", description="name==version of a Python connector.", pattern=r"^([\w.-]+==[\w.+!-]+)?$")
     executable: str = Field("", description="Program, relative to this file or on PATH.")
     config: dict[str, Any] = Field({}, description="The connector's configuration; secrets as ${ENV_NAME}.")
-    idle_timeout_seconds: PositiveFloat = Field(300, description="A connector silent for so long is ended.")
+    idle_timeout_seconds: PositiveFloat = Field(
+        300, description="A connector silent for so long is ended; to start it has a minute more."
+    )
     timeout_seconds: PositiveFloat = Field(6 * 3600, description="A sync that takes longer is ended.")
     streams: tuple[ConnectorStream, ...] = Field(min_length=1)
 

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from pipeline.errors import ConfigError, SourceRejected, SourceUnavailable
+from pipeline.ingest import airbyte_process
 from pipeline.ingest.airbyte import sync
 from pipeline.ingest.spec import SourceFile
 from pipeline.lake.connection import Lake
@@ -50,6 +51,15 @@ def test_a_connector_that_fails_is_one_clear_error_and_the_next_sync_goes_on(
     assert ids(lake) == [1, 2, 3, 4, 5]
     (result,) = sync(lake, shop(plan=COMPLETE), None, settings=connected, run_id="r2")
     assert (result.rows, ids(lake)) == (5, list(range(1, 11)))
+
+
+def test_a_connector_that_never_says_a_word_is_ended_once_its_time_to_start_is_over(
+    lake: Lake, connected: Settings, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(airbyte_process, "START_SECONDS", 1)
+
+    with pytest.raises(SourceUnavailable, match="silent for 2 s and was ended"):
+        sync(lake, shop(plan={"mute": True}, idle=1), None, settings=connected, run_id="r")
 
 
 def test_a_connector_that_never_stops_is_ended_with_its_children(lake: Lake, connected: Settings, shop: Shop) -> None:

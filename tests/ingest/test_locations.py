@@ -264,7 +264,7 @@ def test_a_server_that_stalls_is_unavailable_after_the_time_out(
 def test_a_server_that_trickles_is_unavailable_with_what_came(
     remote: Shop, server: Server, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(http_files, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(http_files, "GRACE_SECONDS", 0.3)
 
     def trickle(handler: BaseHTTPRequestHandler, content: bytes) -> None:
         handler.send_response(200)

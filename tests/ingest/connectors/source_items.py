@@ -143,7 +143,10 @@ def misbehave(number: int) -> None:
 
 
 def read(catalogue: dict, last: dict[str, int]) -> None:
-    # chatter: LOG lines and lines that are no messages; garbage_only: nothing else at all; silent: not even those
+    # chatter: LOG lines and lines that are no messages; garbage_only: nothing else at all; silent: not even those;
+    # mute: nor an end
+    if PLAN.get("mute"):
+        time.sleep(3600)
     if PLAN.get("garbage_only"):
         print("hello\nthis is not a connector")
         return

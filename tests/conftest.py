@@ -84,7 +84,7 @@ def recreate(settings: Settings, name: str, *, template: str = "template1") -> N
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-            cursor.execute(f"CREATE DATABASE {name} OWNER millrace TEMPLATE {template}")
+            cursor.execute(f"CREATE DATABASE {name} OWNER millrace TEMPLATE {template} STRATEGY FILE_COPY")
 
 
 def administrators_url(settings: Settings) -> str:

@@ -73,7 +73,7 @@ select city, population, population > 1000000 as is_large from {{{{ ref('stg_exa
     "dbt/macros/record_run.sql": """\
 {{# The snapshot of each model names the run that built it, as every other commit to the lake does. #}}
 {{% macro record_run() -%}}
-    {{%- set run_id = env_var('MILLRACE_RUN_ID', '') -%}}
+    {{%- set run_id = env_var('MILLRACE_RUN_ID', '') if execute else '' -%}}
     {{%- set asset = this.schema ~ '/' ~ this.name -%}}
     call {{{{ this.database }}}}.set_commit_message(
         'dbt', '{{{{ asset }}}} by {{{{ run_id or "hand" }}}}',

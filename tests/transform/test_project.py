@@ -1,6 +1,7 @@
 """The dbt folder's child processes."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.operate.scaffold import write_project
 from pipeline.settings import Settings
-from pipeline.transform.project import invocation, manifest
+from pipeline.transform.project import dbt_executable, invocation, manifest
 
 
 @pytest.fixture
@@ -87,15 +88,38 @@ def test_a_parse_that_does_not_end_is_not_taken_for_the_project_as_it_was(
     assert len(models(shop)) == 2
 
 
-def test_the_dbt_of_a_run_that_was_killed_is_ended_before_the_next(settings: Settings) -> None:
+@pytest.fixture
+def nyc(settings: Settings, parsed: Path) -> Settings:
+    return settings.model_copy(update={"dbt_parsed_dir": parsed})
+
+
+def test_a_run_parses_nothing_again_though_its_id_is_new(nyc: Settings, shop: Settings) -> None:
+    manifest(nyc)
+    command = [dbt_executable(), "--debug", "parse"]
+    with invocation(nyc, "a-new-run") as environment:
+        finished = subprocess.run(
+            command,
+            cwd=nyc.project_dir / "dbt",
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    assert "no changes found, skipping parsing" in finished.stdout
+    macro = "dbt/macros/record_run.sql"  # what names the run: new projects have the same
+    assert (shop.project_dir / macro).read_text() == (nyc.project_dir / macro).read_text()
+
+
+def test_the_dbt_of_a_run_that_was_killed_is_ended_before_the_next(nyc: Settings) -> None:
     with subprocess.Popen([sys.executable, "-c", "pass"]) as killed:
         pass
-    left = settings.scratch_path / "dbt" / f"some-run-{killed.pid}"
+    left = nyc.scratch_path / "dbt" / f"some-run-{killed.pid}"
     (left / "target").mkdir(parents=True)
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     with (
         subprocess.Popen(command, env={"DBT_TARGET_PATH": str(left / "target")}) as orphan,
-        invocation(settings, "next") as environment,
+        invocation(nyc, "next") as environment,
     ):
         assert orphan.poll() is not None
         assert not left.exists()

@@ -1,6 +1,7 @@
 """Credentials of S3 buckets: the standard variables, or where a pod has a cloud role instead, those of the role."""
 
 import os
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -39,6 +40,21 @@ def credentials() -> dict[str, str]:
             f"Getting the credentials of {role}: {error}. Correct the role and whom it trusts."
         ) from error
     return {name: value for name, value in zip(VARIABLES, found[:3], strict=True) if value}
+
+
+def duckdb_secret(found: Mapping[str, str], *, region: str, endpoint: str) -> dict[str, str]:
+    """The options of DuckDB's secret of type ``s3`` for *found*, which `credentials` gave; *endpoint* is empty for AWS."""
+    key_id, secret, token = (found.get(name, "") for name in VARIABLES)
+    options = {
+        "KEY_ID": key_id,
+        "SECRET": secret,
+        "SESSION_TOKEN": token,
+        "REGION": region,
+        "ENDPOINT": endpoint.removeprefix("http://").removeprefix("https://"),
+        "URL_STYLE": "path" if endpoint else "vhost",
+        "USE_SSL": "false" if endpoint.startswith("http://") else "true",
+    }
+    return {name: value for name, value in options.items() if value}
 
 
 @cache

@@ -462,7 +462,6 @@ class Settings(BaseSettings):
             "DAGSTER_HOME": str(self.dagster_home),
             "DBT_PROJECT_DIR": str(self.project_dir / "dbt"),
             "DBT_PROFILES_DIR": str(PROFILES_DIR),
-            "DBT_TARGET": "s3" if self.lake_path.startswith("s3://") else "lake",
             "DBT_TARGET_PATH": str(self.dbt_target_path),
             "DBT_LOG_PATH": str(self.log_path / "dbt"),
             "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 import duckdb
 
-from pipeline.aws import VARIABLES, credentials
+from pipeline.aws import credentials, duckdb_secret
 from pipeline.errors import LakeConflict, LakeError, LakeRejected, LakeUnavailable
 from pipeline.retries import retry_context
 from pipeline.settings import Role, Settings
@@ -240,18 +240,8 @@ class Lake:
 
     def _configure_s3(self) -> None:
         """Credentials as `pipeline.aws` finds them; `credential_chain` would need another extension."""
-        endpoint = self.settings.s3_endpoint
         self._s3_credentials = credentials()
-        key_id, secret, token = (self._s3_credentials.get(name, "") for name in VARIABLES)
-        values = {
-            "KEY_ID": key_id,
-            "SECRET": secret,
-            "SESSION_TOKEN": token,
-            "REGION": self.settings.s3_region,
-            "ENDPOINT": endpoint.removeprefix("http://").removeprefix("https://"),
-            "URL_STYLE": "path" if endpoint else "vhost",
-            "USE_SSL": "false" if endpoint.startswith("http://") else "true",
-        }
+        values = duckdb_secret(self._s3_credentials, region=self.settings.s3_region, endpoint=self.settings.s3_endpoint)
         self._create_secret("lake_data", "s3", values)
         for name in ("s3_access_key_id", "s3_secret_access_key", "s3_session_token"):
             # LOAD httpfs copies AWS_* into settings, which duckdb_settings() shows in clear.

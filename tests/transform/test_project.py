@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.operate.scaffold import write_project
-from pipeline.settings import Settings
+from pipeline.settings import PROFILES_DIR, Settings
 from pipeline.transform.project import dbt_executable, invocation, manifest
 
 
@@ -93,22 +93,36 @@ def nyc(settings: Settings, parsed: Path) -> Settings:
     return settings.model_copy(update={"dbt_parsed_dir": parsed})
 
 
-def test_a_run_parses_nothing_again_though_its_id_is_new(nyc: Settings, shop: Settings) -> None:
+def test_a_pod_parses_nothing_again_though_run_lake_and_limits_are_others(
+    nyc: Settings, shop: Settings, tmp_path: Path
+) -> None:
     manifest(nyc)
-    command = [dbt_executable(), "--debug", "parse"]
-    with invocation(nyc, "a-new-run") as environment:
-        finished = subprocess.run(
-            command,
-            cwd=nyc.project_dir / "dbt",
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+    elsewhere = {"state_dir": tmp_path / "pod", "lake_data": "s3://company/lake", "memory_limit_gib": 3.0, "threads": 3}
+    with invocation(nyc.model_copy(update=elsewhere), "a-new-run") as environment:
+        folder, environment = nyc.project_dir / "dbt", os.environ | environment
+        said = subprocess.check_output([dbt_executable(), "--debug", "parse"], cwd=folder, env=environment, text=True)
 
-    assert "no changes found, skipping parsing" in finished.stdout
+    assert "no changes found, skipping parsing" in said
     macro = "dbt/macros/record_run.sql"  # what names the run: new projects have the same
     assert (shop.project_dir / macro).read_text() == (nyc.project_dir / macro).read_text()
+
+
+def test_dbt_without_the_variables_of_the_platform_says_where_they_are(nyc: Settings) -> None:
+    folder = str(nyc.state_dir / "dbt")
+    environment = os.environ | {
+        "DBT_PROFILES_DIR": str(PROFILES_DIR),
+        "DBT_TARGET_PATH": folder,
+        "DBT_LOG_PATH": folder,
+    }
+    command = [dbt_executable(), "show", "--inline", "select 1"]
+
+    finished = subprocess.run(command, cwd=nyc.project_dir / "dbt", env=environment, capture_output=True, text=True)
+
+    assert finished.returncode != 0
+    assert (
+        "MILLRACE_DUCKDB_EXTENSIONS is not set. Run dbt with the variables that `millrace env` prints"
+        in finished.stdout
+    )
 
 
 def test_the_dbt_of_a_run_that_was_killed_is_ended_before_the_next(nyc: Settings) -> None:
